@@ -1,0 +1,70 @@
+"""Every error that mmsearch raises on purpose, in one tree.
+
+Error                     catch this one to catch all of them
+├── UsageError            an argument or option that makes no sense; the command line exits with 2
+├── SourceError           a folder, file or table that was asked for cannot be used as a source
+│   └── MissingRootError  a whole root is gone or empty; removing its items has to be insisted on
+├── MediaError            a picture that cannot be decoded; its message is the reason, without the path
+├── ModelError            a model that cannot be found, made into a bundle, or run
+│   └── ModelMismatchError  the index was made with another model
+├── QueryError            a query without an answer: terms that cancel out, a picture that is not there
+└── IndexError_           the index on disk cannot be used
+    ├── IndexLockedError  another process writes to it
+    ├── IndexTooNewError  a newer mmsearch made it
+    ├── IndexDamagedError  SQLite finds it damaged
+    └── IndexWriteError   the disk is full, or the index cannot be written
+
+A message names the thing, what is wrong, and what to do; the command line prints it as it is.
+"""
+
+
+class Error(Exception):
+    """Base of everything that mmsearch raises on purpose; its text is one sentence for a person."""
+
+
+class UsageError(Error):
+    """An argument or option that makes no sense."""
+
+
+class SourceError(Error):
+    """A folder, file or table that was asked for cannot be used as a source."""
+
+
+class MissingRootError(SourceError):
+    """A whole root is gone or empty, as with an unplugged drive; its items were kept."""
+
+
+class MediaError(Error):
+    """A picture that cannot be decoded; the text is the reason, to be kept beside its path."""
+
+
+class ModelError(Error):
+    """A model that cannot be found, made into a bundle, or run."""
+
+
+class ModelMismatchError(ModelError):
+    """The index was made with another model than the one asked for."""
+
+
+class QueryError(Error):
+    """A query that cannot have an answer."""
+
+
+class IndexError_(Error):  # the trailing underscore keeps Python's own IndexError in sight
+    """The index on disk cannot be used."""
+
+
+class IndexLockedError(IndexError_):
+    """Another process is writing to the index."""
+
+
+class IndexTooNewError(IndexError_):
+    """A newer version of mmsearch made the index."""
+
+
+class IndexDamagedError(IndexError_):
+    """SQLite finds index.db damaged."""
+
+
+class IndexWriteError(IndexError_):
+    """The index cannot be written: a full disk, a read-only folder."""
