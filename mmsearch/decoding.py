@@ -1,0 +1,530 @@
+"""Decoding in worker processes, so that a picture that crashes or hangs a native decoder costs only itself.
+
+A worker is `python -m mmsearch.decoding`, started with pipes for its stdin and stdout; not `multiprocessing`, which
+runs the main module of the embedding program again. Each is driven by one thread here: a request, a bounded wait, the
+reply. One that dies is started again for the next picture; one that takes too long is killed.
+
+What travels is a JSON header and raw bytes, never pickles: a worker that reads hostile files may have been taken over
+by one, and whoever unpickles does what the sender wants. So a reply is also checked for being what was asked for.
+
+Where no worker can be started (a frozen program, whose `sys.executable` is not a Python; a sandbox without processes),
+pictures are decoded by the same threads in this process: as fast, but without that protection.
+"""
+
+import base64
+import contextlib
+import json
+import logging
+import math
+import os
+import queue
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Generic, Self, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from mmsearch import media
+from mmsearch.encoders.base import PixelArray
+from mmsearch.encoders.preprocess import LONGEST_WITHIN, PixelSpec
+from mmsearch.errors import MediaError
+from mmsearch.media import Decoded, ImageFacts
+
+LARGE_BYTES = 150_000_000  # a picture that takes more to decode (12 megapixels of HEIC take 120 MB) is decoded alone
+LOOKAHEAD = 32  # pictures asked for and not yet handed on: two batches of 16, one being encoded and one being decoded
+
+_WORKER_DATA_BYTES = 1_100_000_000  # the most that a worker may hold: MAX_DECODE_BYTES, Python, and some air
+_START_S = 60.0
+_HEADER = struct.Struct(">II")  # length of the JSON, length of the bytes after it
+_MAX_JSON_BYTES = 2**16
+
+_log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A file that was left out, and why; transient if the reason is not in the file's content and may go away."""
+
+    path: str
+    reason: str
+    transient: bool = False
+
+
+class DecodePool:
+    """Decodes pictures in as many processes as there are pictures, up to `workers`; close it, or use it in a `with`.
+
+    May be used from several threads at once.
+    """
+
+    def __init__(
+        self, spec: PixelSpec, *, workers: int | None = None, timeout_s: float = 60.0, lookahead: int = LOOKAHEAD
+    ) -> None:
+        self._spec = spec
+        self._n_workers = workers or default_workers()
+        self._timeout_s = timeout_s
+        self._lookahead = max(lookahead, self._n_workers)
+        self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(self._n_workers)  # one for each picture, all of it for a large one
+        self._one_large = threading.Lock()
+        self._lock = threading.Lock()  # for all below
+        self._drivers: list[threading.Thread] = []
+        self._workers: set[_Worker] = set()
+        self._closed = False
+        self._a_worker_ran = False
+        self._in_process = not _is_python(sys.executable)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def decode(self, paths: Iterable[str]) -> Iterator[tuple[str, Decoded | Skip]]:
+        """Each path with its picture or the reason why there is none, in the order in which they get ready.
+
+        Takes from `paths` only as far ahead as the pool looks, so there may be millions of them.
+        """
+        asked = {"job": "decode", "spec": asdict(self._spec)}
+        most = 3 * self._spec.width * self._spec.height
+        if self._spec.resize == "within":
+            most = 3 * LONGEST_WITHIN * min(self._spec.width, self._spec.height) ** 2
+        return self._run(paths, asked, most, lambda header, body: _decoded(header, body, self._spec))
+
+    def thumbnails(self, paths: Iterable[str], size_px: int) -> Iterator[tuple[str, bytes | Skip]]:
+        """Each path with a JPEG whose longer side is at most `size_px`, or the reason why there is none."""
+        asked = {"job": "thumbnail", "size_px": size_px}
+        return self._run(paths, asked, 4 * size_px**2 + 2**16, lambda _, body: body.tobytes())
+
+    def close(self) -> None:
+        """Kill the workers, whatever they are doing; what was asked for and is not ready becomes a Skip."""
+        with self._lock:
+            self._closed = True
+            drivers, self._drivers = self._drivers, []
+            for worker in self._workers:
+                worker.kill()
+        for _ in drivers:
+            self._requests.put(None)
+        for driver in drivers:
+            driver.join(2.0)  # without a worker process, a decoder that hangs cannot be stopped; its thread is a daemon
+
+    def _run(
+        self,
+        paths: Iterable[str],
+        asked: dict[str, Any],
+        most_bytes: int,
+        understand: "Callable[[dict[str, Any], PixelArray], Result]",
+    ) -> Iterator[tuple[str, Result | Skip]]:
+        done: queue.SimpleQueue[tuple[str, Result | Skip]] = queue.SimpleQueue()
+        abandoned = threading.Event()
+        left = iter(paths)
+        n_open = 0
+        try:
+            while True:
+                while n_open < self._lookahead and (path := next(left, None)) is not None:
+                    self._submit(_Request(path, os.getcwd(), asked, most_bytes, understand, done, abandoned))
+                    n_open += 1
+                if n_open == 0:
+                    return
+                yield _take(done)
+                n_open -= 1
+        finally:
+            abandoned.set()
+
+    def _submit(self, request: "_Request[Any]") -> None:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the DecodePool is closed")
+            self._requests.put(request)
+            if len(self._drivers) < self._n_workers:
+                driver = threading.Thread(target=self._drive, name="mmsearch decoder", daemon=True)
+                self._drivers.append(driver)
+                driver.start()
+
+    # In the threads
+
+    def _drive(self) -> None:
+        """Answers requests until there is a None among them, by a worker of its own."""
+        worker: _Worker | None = None
+        while (request := self._requests.get()) is not None:
+            if worker is not None and worker.is_gone():
+                self._bury(worker)
+                worker = None
+            if self._closed or request.abandoned.is_set():
+                request.done.put((request.path, Skip(request.path, "was not read", transient=True)))
+                continue
+            try:
+                worker = worker or self._start_worker()
+                result = self._ask(worker, request)
+            except _WorkerGoneError as gone:
+                reason = "was not read" if self._closed else str(gone)
+                result = Skip(request.path, reason, transient=gone.transient or self._closed)
+                if worker is not None:
+                    self._bury(worker)
+                    worker = None
+            request.done.put((request.path, result))
+        if worker is not None:
+            self._bury(worker)
+
+    def _start_worker(self) -> "_Worker | None":
+        """A worker that has said that it is ready; None if there can be none."""
+        if self._in_process:
+            return None
+        try:
+            worker = _Worker()
+        except OSError as error:
+            self._do_without(error)
+            return None
+        with self._lock:
+            self._workers.add(worker)
+            if self._closed:
+                worker.kill()
+        try:
+            worker.wait_until_ready()
+        except _WorkerGoneError as error:
+            self._bury(worker)
+            self._do_without(error)
+            return None
+        self._a_worker_ran = True
+        return worker
+
+    def _do_without(self, error: Exception) -> None:
+        if self._a_worker_ran or self._closed:  # then it works in principle, and what has crashed one stays out of here
+            raise _WorkerGoneError("no decoder can be started", transient=True) from error
+        self._in_process = True
+        _log.warning("Pictures are decoded in this process, since no worker process could be started: %s.", error)
+
+    def _bury(self, worker: "_Worker") -> None:
+        with self._lock:
+            self._workers.discard(worker)
+        worker.bury()
+
+    def _ask(self, worker: "_Worker | None", request: "_Request[Result]") -> "Result | Skip":
+        """The answer to a request; one for a large picture is put again when no other picture is being decoded."""
+        with self._room:
+            header, body = self._exchange(worker, request, LARGE_BYTES)
+        if "too_large" in header:
+            with self._all_room():
+                header, body = self._exchange(worker, request, media.MAX_DECODE_BYTES)
+        try:
+            if "too_large" in header:
+                return Skip(request.path, _text(header["too_large"]))
+            if "skip" in header:
+                return Skip(request.path, _text(header["skip"]), transient=header.get("transient") is True)
+            return request.understand(header, body)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _WorkerGoneError("makes the decoder give a broken answer") from error
+
+    @contextlib.contextmanager
+    def _all_room(self) -> Iterator[None]:
+        with self._one_large:  # two that collect room at the same time would wait for each other
+            for _ in range(self._n_workers):
+                self._room.acquire()
+            try:
+                yield
+            finally:
+                self._room.release(self._n_workers)
+
+    def _exchange(
+        self, worker: "_Worker | None", request: "_Request[Any]", max_bytes: int
+    ) -> tuple[dict[str, Any], PixelArray]:
+        file = base64.b64encode(os.fsencode(os.path.join(request.folder, request.path))).decode()
+        message = {**request.asked, "file": file, "max_bytes": max_bytes, "alarm_s": math.ceil(self._timeout_s) + 10}
+        return _answer(message) if worker is None else worker.ask(message, request.most_bytes, self._timeout_s)
+
+
+def default_workers() -> int:
+    """Half of the cores: decoding a photograph costs half of what encoding it does; the memory of four is enough."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, max(2, cores // 2))
+
+
+@dataclass(frozen=True, eq=False)
+class _Request(Generic[Result]):
+    path: str
+    folder: str  # that the path is relative to; the program may move on
+    asked: dict[str, Any]
+    most_bytes: int  # of an honest answer
+    understand: Callable[[dict[str, Any], PixelArray], Result]
+    done: "queue.SimpleQueue[tuple[str, Result | Skip]]"
+    abandoned: threading.Event
+
+
+def _take(done: "queue.SimpleQueue[tuple[str, Result]]") -> tuple[str, Result]:
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return done.get(timeout=1.0)  # on Windows, Ctrl-C does not end a wait without a limit
+
+
+def _decoded(header: dict[str, Any], body: PixelArray, spec: PixelSpec) -> Decoded:
+    """Raises KeyError, TypeError or ValueError unless it is what an honest worker sends."""
+    height, width = (_count(side) for side in header["shape"])
+    if spec.resize != "within" and (width, height) != (spec.width, spec.height):
+        raise ValueError("not the shape that was asked for")
+    facts = header["facts"]
+    return Decoded(
+        body.reshape(height, width, 3),
+        ImageFacts(
+            content_hash=_text(facts["content_hash"]),
+            width=_count(facts["width"]),
+            height=_count(facts["height"]),
+            format=_text(facts["format"]),
+            taken_at=_optional(_text, facts["taken_at"]),
+            camera=_optional(_text, facts["camera"]),
+            latitude_deg=_optional(_degrees, facts["latitude_deg"]),
+            longitude_deg=_optional(_degrees, facts["longitude_deg"]),
+        ),
+    )
+
+
+def _optional(check: Callable[[Any], Result], value: object) -> Result | None:
+    return None if value is None else check(value)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 500:
+        raise TypeError("not a short text")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or not 1 <= value <= media.MAX_PIXELS:
+        raise TypeError("not a number of pixels")
+    return value
+
+
+def _degrees(value: object) -> float:
+    if not isinstance(value, float) or not abs(value) <= 180.0:
+        raise TypeError("not an angle")
+    return value
+
+
+# The wire, as both ends see it
+
+
+def _send(stream: IO[bytes], header: dict[str, Any], body: PixelArray | None = None) -> None:
+    text = json.dumps(header).encode()
+    stream.write(_HEADER.pack(len(text), 0 if body is None else body.nbytes) + text)
+    if body is not None:
+        stream.write(body.data)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes], most_bytes: int) -> tuple[dict[str, Any], PixelArray]:
+    """Raises EOFError where the other end is gone, ValueError for what no honest end sends."""
+    n_text, n_body = _HEADER.unpack(_read(stream, _HEADER.size).tobytes())
+    if n_text > _MAX_JSON_BYTES or n_body > most_bytes:
+        raise ValueError("a message that is too long")
+    header = json.loads(_read(stream, n_text).tobytes())
+    if not isinstance(header, dict):
+        raise ValueError("a message that is no object")
+    return header, _read(stream, n_body)
+
+
+def _read(stream: IO[bytes], n_bytes: int) -> PixelArray:
+    """(n_bytes,) uint8, in memory of its own."""
+    data = np.empty(n_bytes, dtype=np.uint8)
+    at = 0
+    while at < n_bytes:
+        n_read = stream.readinto(data.data[at:])  # type: ignore[attr-defined]  # IO[bytes] lacks it, all of these have it
+        if not n_read:
+            raise EOFError
+        at += n_read
+    return data
+
+
+# This end: one worker process
+
+
+class _WorkerGoneError(Exception):
+    """The worker is of no more use; its text is what that says about the picture."""
+
+    def __init__(self, reason: str, *, transient: bool = False) -> None:
+        super().__init__(reason)
+        self.transient = transient
+
+
+class _Worker:
+    """A process that decodes, driven by one thread; `kill` alone may be called by others."""
+
+    def __init__(self) -> None:
+        """Raises OSError if it cannot be started."""
+        python_path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""), *sys.path]
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "mmsearch.decoding"],  # -P: a json.py in the current folder is not imported
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # codecs complain there about pictures
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(part for part in python_path if part),
+                "OPENBLAS_NUM_THREADS": "1",  # numpy would start threads that have nothing to do
+            },
+            start_new_session=os.name
+            == "posix",  # Ctrl-C in a terminal goes to the program alone, which closes the pool
+            creationflags=0x08000200 if os.name == "nt" else 0,  # CREATE_NO_WINDOW | CREATE_NEW_PROCESS_GROUP
+        )
+        self._lock = threading.Lock()
+        self._turn = 0
+        self._ran_out = False
+
+    def wait_until_ready(self) -> None:
+        """Raises _WorkerGoneError if it does not come up."""
+        with self._time_limit(_START_S):
+            self._hear(0)
+
+    def ask(self, message: dict[str, Any], most_bytes: int, timeout_s: float) -> tuple[dict[str, Any], PixelArray]:
+        """Raises _WorkerGoneError with what is to be said about the picture; the worker has to be buried then."""
+        with self._time_limit(timeout_s):
+            assert self._process.stdin is not None
+            try:
+                _send(self._process.stdin, message)
+            except OSError as error:
+                raise self._gone(timeout_s) from error
+            return self._hear(most_bytes, timeout_s)
+
+    def is_gone(self) -> bool:
+        return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End it at once; whoever waits for its answer is told so."""
+        self._process.kill()
+
+    def bury(self) -> None:
+        """Kill it, and leave nothing of it behind."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _hear(self, most_bytes: int, timeout_s: float = _START_S) -> tuple[dict[str, Any], PixelArray]:
+        assert self._process.stdout is not None
+        try:
+            return _receive(self._process.stdout, most_bytes)
+        except ValueError as error:
+            raise _WorkerGoneError("makes the decoder give a broken answer") from error
+        except (OSError, EOFError) as error:
+            raise self._gone(timeout_s) from error
+
+    @contextlib.contextmanager
+    def _time_limit(self, seconds: float) -> Iterator[None]:
+        """Kills the process if the block takes longer; a pipe has no timeout that works on every system."""
+        timer = threading.Timer(seconds, self._run_out, [self._turn])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._turn += 1
+        if self._ran_out:
+            raise self._gone(seconds)
+
+    def _run_out(self, turn: int) -> None:
+        with self._lock:
+            if turn == self._turn:
+                self._ran_out = True
+                self._process.kill()
+
+    def _gone(self, timeout_s: float) -> _WorkerGoneError:
+        if self._ran_out:
+            return _WorkerGoneError(f"took longer than {timeout_s:g} s to decode")
+        try:
+            code = self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            return _WorkerGoneError("makes the decoder give no answer")
+        if code >= 0:
+            return _WorkerGoneError(f"crashes the decoder (exit code {code})")
+        try:
+            return _WorkerGoneError(f"crashes the decoder (signal {signal.Signals(-code).name})")
+        except ValueError:
+            return _WorkerGoneError(f"crashes the decoder (signal {-code})")
+
+
+def _is_python(executable: str | None) -> bool:
+    """Whether `-m` can be given to it; in a frozen program or a web server, sys.executable is that, not a Python."""
+    return not getattr(sys, "frozen", False) and Path(executable or "").name.lower().startswith(("python", "pypy"))
+
+
+# The other end
+
+
+def _answer(message: dict[str, Any]) -> tuple[dict[str, Any], PixelArray]:
+    """Header and bytes for a request; also done in this process where there are no workers."""
+    path = os.fsdecode(base64.b64decode(message["file"]))
+    nothing = np.empty(0, dtype=np.uint8)
+    try:
+        if message["job"] == "thumbnail":
+            jpeg = media.thumbnail(path, message["size_px"], max_bytes=message["max_bytes"])
+            return {}, np.frombuffer(jpeg, dtype=np.uint8)
+        decoded = media.read(path, PixelSpec(**message["spec"]), max_bytes=message["max_bytes"])
+        return {"shape": decoded.pixels.shape[:2], "facts": asdict(decoded.facts)}, decoded.pixels.reshape(-1)
+    except media.TooLargeError as error:
+        return {"too_large": str(error)}, nothing
+    except MediaError as error:
+        return {"skip": str(error)}, nothing
+    except FileNotFoundError:
+        return {"skip": "vanished before it was read", "transient": True}, nothing
+    except PermissionError:
+        return {"skip": "permission denied", "transient": True}, nothing
+    except OSError as error:
+        return {"skip": f"cannot be read ({error.strerror or error})"[:200], "transient": True}, nothing
+
+
+def _work() -> None:
+    """The worker's whole life: says that it is ready, answers until its stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+    Image.MAX_IMAGE_PIXELS = None  # media has a limit of its own, and this process is ours
+    _limit_memory()
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)  # what a codec prints must not get in between
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the program is gone, or has closed the pool
+        _send(replies, {"ready": True})
+        while True:
+            message, _ = _receive(requests, 0)
+            _set_alarm(message["alarm_s"])
+            answer = _answer(message)
+            _set_alarm(0)
+            _send(replies, *answer)
+    os._exit(0)  # the streams' own clean-up would fail on the broken pipe
+
+
+def _set_alarm(seconds: int) -> None:
+    """The process ends by itself then: should the program be killed while a codec hangs, nobody else would end it."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)
+
+
+def _limit_memory() -> None:
+    """A last fence, where the system has it: what decodes to more than it said fails here, not on the whole machine."""
+    try:
+        import resource
+    except ImportError:
+        return
+    limits = {"RLIMIT_DATA": _WORKER_DATA_BYTES, "RLIMIT_CORE": 0}
+    for name, limit in limits.items():
+        with contextlib.suppress(OSError, ValueError):
+            kind = getattr(resource, name)
+            resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+
+
+if __name__ == "__main__":
+    _work()
