@@ -1,0 +1,233 @@
+"""Folders and files: what is there, found without opening any of it.
+
+A scan lists folders and asks for size and time of change, so that a folder of a hundred thousand unchanged files costs
+little more than listing it. What could not be looked at is said (`Unread`), never left out silently, because "could not
+be read" must not be taken for "is gone".
+
+Paths are `str` as `os.fsdecode` makes them: absolute, with surrogate escapes for bytes that are not UTF-8, so that any
+name a file system knows survives the way through the index and back.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mmsearch.errors import MissingRootError, SourceError, UsageError
+from mmsearch.media import IMAGE_SUFFIXES
+
+TEXT_SUFFIXES = frozenset({".txt", ".md", ".markdown"})
+SIDECAR_SUFFIXES = (".txt", ".caption")  # what img2dataset, kohya-ss and most other trainers write
+
+Kind = Literal["image", "text", "caption"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to index."""
+
+    path: str
+    kind: Kind
+    size_bytes: int
+    modified_ns: int
+    caption_of: str | None = None  # path of the picture that a side-car belongs to
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A folder or file that could not be looked at; items at or under its path are to be kept."""
+
+    path: str
+    reason: str
+    is_folder: bool
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What a scan leaves out, and whether it follows links.
+
+    exclude: patterns as in a .gitignore, relative to the root. `*.gif` and `drafts` match at any depth, `/drafts` and
+    `2019/raw` from the root on, `drafts/` folders only; `**` stands for any number of folders, and a leading `!` takes
+    back what an earlier pattern left out.
+    """
+
+    exclude: tuple[str, ...] = ()
+    follow_links: bool = False
+
+
+def scan(root: str | os.PathLike[str], options: ScanOptions | None = None) -> Iterator[SourceFile | Unread]:
+    """Everything to index in a folder, or a single file, in an order that is always the same.
+
+    Within a folder files come first, sorted by name, then its folders. Hidden files and folders (a leading dot) are
+    left out; the root itself may be hidden. A side-car appears once for each picture that it belongs to: `dog.txt`,
+    `dog.caption` for every picture named dog, `dog.jpg.txt` for dog.jpg alone. With links followed, a folder that can
+    be reached in several ways is visited once, by its own path where that is under the root.
+
+    Raises MissingRootError if the root is not there, SourceError if it is nothing that can be indexed, UsageError for a
+    pattern that makes no sense; all at the call, not at the first item.
+    """
+    options = options or ScanOptions()
+    path = os.path.abspath(os.fsdecode(root))
+    excluded = _matcher(options.exclude)
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingRootError(f"{path} is not there.") from error
+    except (OSError, ValueError) as error:
+        return iter([Unread(path, reason(error), is_folder=True)])
+    if stat.S_ISDIR(found.st_mode):
+        return _scan_folder(path, excluded, options.follow_links)
+    if not stat.S_ISREG(found.st_mode):
+        raise SourceError(f"{path} is neither a file nor a folder.")
+    return _scan_file(path, found, excluded, options.follow_links)
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool] | None:
+    if not patterns:
+        return None
+    from pathspec import GitIgnoreSpec  # only those who exclude pay for it
+
+    lines = ["\\" + pattern if pattern.startswith("#") else pattern for pattern in patterns]  # no comments here
+    try:
+        return GitIgnoreSpec.from_lines(lines).match_file
+    except ValueError as error:
+        raise UsageError(f"{' '.join(patterns)!r} cannot be used to exclude files: {error}") from error
+
+
+def _scan_folder(
+    root: str, excluded: Callable[[str], bool] | None, follow_links: bool
+) -> Iterator[SourceFile | Unread]:
+    waiting = [(root, "")]  # folders to visit, the next one last; with their path relative to the root, "" or "a/b/"
+    linked: list[tuple[str, str]] = []  # after all the others, so that a folder's own path wins over a link to it
+    visited: set[tuple[int, int]] = set()
+    while waiting or linked:
+        folder, inside = waiting.pop() if waiting else linked.pop(0)
+        try:
+            if follow_links:
+                found = os.stat(folder)
+                if (found.st_dev, found.st_ino) in visited:
+                    continue
+                visited.add((found.st_dev, found.st_ino))
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=_name)
+        except OSError as error:  # also when it has just vanished: an unplugged drive vanishes in the same way
+            yield Unread(folder, reason(error), is_folder=True)
+            continue
+        files: list[tuple[os.DirEntry[str], str]] = []
+        folders: list[tuple[str, str]] = []
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            try:
+                if entry.is_dir(follow_symlinks=follow_links):
+                    if excluded is None or not excluded(f"{inside}{name}/"):
+                        is_link = follow_links and entry.is_symlink()
+                        (linked if is_link else folders).append((entry.path, f"{inside}{name}/"))
+                elif (
+                    (suffix := suffix_of(name)) in _KINDS
+                    and entry.is_file(follow_symlinks=follow_links)
+                    and (excluded is None or not excluded(inside + name))
+                ):
+                    files.append((entry, suffix))
+            except OSError as error:  # a link that leads nowhere one may look
+                yield Unread(entry.path, reason(error), is_folder=False)
+        waiting.extend(reversed(folders))
+        yield from _classify(files, follow_links)
+
+
+def _classify(files: Sequence[tuple[os.DirEntry[str], str]], follow_links: bool) -> Iterator[SourceFile | Unread]:
+    """The files of one folder, told apart: captions by the pictures beside them."""
+    pictures: dict[str, list[str]] = {}  # by what a side-car is named before its suffix: "dog" and "dog.jpg"
+    if any(suffix in SIDECAR_SUFFIXES for _, suffix in files):
+        for entry, suffix in files:
+            if _KINDS[suffix] == "image":
+                pictures.setdefault(entry.name[: -len(suffix)], []).append(entry.path)
+                pictures.setdefault(entry.name, []).append(entry.path)
+    for entry, suffix in files:
+        kind = _KINDS[suffix]
+        owners = pictures.get(entry.name[: -len(suffix)]) if suffix in SIDECAR_SUFFIXES else None
+        if kind is None and owners is None:
+            continue
+        try:
+            found = entry.stat(follow_symlinks=follow_links)
+        except OSError as error:
+            yield Unread(entry.path, reason(error), is_folder=False)
+            continue
+        if owners is not None:
+            for owner in owners:
+                yield SourceFile(entry.path, "caption", found.st_size, found.st_mtime_ns, owner)
+        elif kind is not None:
+            yield SourceFile(entry.path, kind, found.st_size, found.st_mtime_ns)
+
+
+def _scan_file(
+    path: str, found: os.stat_result, excluded: Callable[[str], bool] | None, follow_links: bool
+) -> Iterator[SourceFile | Unread]:
+    """A file named by itself, and what belongs to it: the same items that a scan of its folder would give."""
+    folder, name = os.path.split(path)
+    suffix = suffix_of(name)
+    stem = name[: len(name) - len(suffix)]
+    kind = _KINDS.get(suffix)
+    owners: list[SourceFile] = []
+    if suffix in SIDECAR_SUFFIXES:
+        names = [stem] if suffix_of(stem) in IMAGE_SUFFIXES else _spellings((stem,), IMAGE_SUFFIXES)
+        owners = _existing(folder, names, excluded, follow_links)
+    if kind is None and not owners:
+        raise SourceError(
+            f"{path} has no suffix that mmsearch reads: {' '.join(sorted(IMAGE_SUFFIXES | TEXT_SUFFIXES))}."
+        )
+    if excluded is not None and excluded(name):
+        return iter(())
+    if owners:
+        return iter([SourceFile(path, "caption", found.st_size, found.st_mtime_ns, owner.path) for owner in owners])
+    itself = SourceFile(path, kind or "text", found.st_size, found.st_mtime_ns)
+    if kind != "image":
+        return iter([itself])
+    sidecars = _existing(folder, _spellings((stem, name), SIDECAR_SUFFIXES), excluded, follow_links)
+    return iter([itself, *(replace(sidecar, kind="caption", caption_of=path) for sidecar in sidecars)])
+
+
+def _existing(
+    folder: str, names: Iterable[str], excluded: Callable[[str], bool] | None, follow_links: bool
+) -> list[SourceFile]:
+    """Those of the names that are files; candidates are tried, since `mmsearch index *.jpg` would otherwise list one
+    folder ten thousand times."""
+    files: dict[tuple[int, int, str], SourceFile] = {}  # where case does not count, two names are one file
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            found = os.stat(path, follow_symlinks=follow_links)
+        except OSError:
+            continue
+        if stat.S_ISREG(found.st_mode) and (excluded is None or not excluded(name)):
+            file = SourceFile(path, _KINDS[suffix_of(name)] or "text", found.st_size, found.st_mtime_ns)
+            files.setdefault((found.st_dev, found.st_ino, name.lower()), file)
+    return sorted(files.values(), key=lambda file: file.path)
+
+
+def _spellings(stems: Iterable[str], suffixes: Iterable[str]) -> list[str]:
+    return [stem + spelling for stem in stems for suffix in suffixes for spelling in (suffix, suffix.upper())]
+
+
+def suffix_of(name: str) -> str:
+    """Lower case, with its dot; a name that begins with its only dot has none."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+_KINDS: dict[str, Kind | None] = {
+    **dict.fromkeys(SIDECAR_SUFFIXES, None),  # of use only beside a picture
+    **dict.fromkeys(TEXT_SUFFIXES, "text"),
+    **dict.fromkeys(IMAGE_SUFFIXES, "image"),
+}
+
+
+def reason(error: Exception) -> str:
+    """Why something could not be read, in lower case and without the path, which is known."""
+    return ((error.strerror if isinstance(error, OSError) else None) or str(error)).lower()
