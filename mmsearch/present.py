@@ -1,0 +1,212 @@
+"""Answers on paper: hits as a table, as JSON, as bare paths; and the one table that every command prints.
+
+Names and captions come from strangers. What could move the cursor, hide text or turn its direction is shown escaped
+(`printable`), never sent to a terminal. Written plainly instead of with rich, whose import alone takes longer than a
+search (0.1 s).
+"""
+
+import json
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmsearch.search import Hit
+
+TEXT_COLUMNS_MIN = 24  # what a long path has to leave to the text before it
+
+# Control characters, marks that turn the direction of text or cannot be seen, and halves of surrogate pairs.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """The text with everything that a terminal might obey, or that cannot be encoded, as a visible escape."""
+    return text if text.isprintable() else _UNSAFE.sub(_visible, text)
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8, as os.fsdecode keeps it
+        code -= 0xDC00
+    named = {0x09: r"\t", 0x0A: r"\n", 0x0D: r"\r"}
+    return named.get(code) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+
+
+def one_line(text: str) -> str:
+    """A passage or caption on one line, safe to print."""
+    return printable(" ".join(text.split()))
+
+
+def file_url(path: str) -> str:
+    """The file:// address of an absolute path, its bytes percent-encoded."""
+    return Path(path).as_uri()
+
+
+# ---- tables
+
+
+def table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Collection[int] = (),
+    shrink: int | None = None,
+    width: int | None = None,
+    links: Sequence[str | None] = (),
+) -> str:
+    """Rows in columns, two blanks between them; None is an empty cell. Ends without a newline.
+
+    right: the columns of numbers, flush right. shrink: the column that is cut with … where a row would be wider than
+    `width` terminal columns; no other ever is. links: for each row, where a click on its last cell leads (OSC 8).
+    """
+    cells = [[printable(header) for header in headers]]
+    cells += [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(map(columns_of, column)) for column in zip(*cells, strict=True)]
+    if shrink is not None and width is not None:
+        others = sum(widths) - widths[shrink] + 2 * (len(widths) - 1)
+        widths[shrink] = max(min(widths[shrink], width - others), min(widths[shrink], TEXT_COLUMNS_MIN))
+    targets = [None, *links] if links else [None] * len(cells)
+    lines = []
+    for row, target in zip(cells, targets, strict=True):
+        padded = [_padded(cell, widths[at], at in right) for at, cell in enumerate(row)]
+        last = padded.pop().rstrip() if len(row) - 1 not in right else padded.pop()
+        line = "  ".join([*padded, _linked(last, target)])
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def columns_of(text: str) -> int:
+    """How many terminal columns a printable text takes: two for a Chinese letter or an emoji, none for an accent."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns_of_letter(letter) for letter in text)
+
+
+def _columns_of_letter(letter: str) -> int:
+    if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+def _padded(text: str, width: int, flush_right: bool) -> str:
+    blanks = width - columns_of(text)
+    if blanks < 0:
+        text, blanks = _cut(text, width)
+    return " " * blanks + text if flush_right else text + " " * blanks
+
+
+def _cut(text: str, width: int) -> tuple[str, int]:
+    """The beginning of a text that is too wide, with an ellipsis; and how many columns are left over."""
+    left, end = width - 1, 0
+    for letter in text:
+        left -= _columns_of_letter(letter)
+        if left < 0:
+            left += _columns_of_letter(letter)
+            break
+        end += 1
+    return text[:end] + "…", left
+
+
+def _linked(text: str, target: str | None) -> str:
+    # https://gist.github.com/egmontkob/eb114294efbcd5adb1944c9f3cb5feda; the address is percent-encoded, so plain ASCII
+    return f"\x1b]8;;{target}\x1b\\{text}\x1b]8;;\x1b\\" if target else text
+
+
+# ---- hits
+
+
+def hits_table(hits: Sequence[Hit], *, hyperlinks: bool, width: int) -> str:
+    """Hits for a person: score, kind, which rankings found it at which rank, its text, and last its path, never cut.
+
+    hyperlinks: whether stdout is a terminal, so that paths can be clicked. An item that has no path shows its id.
+    """
+    rows = [
+        (
+            hit.rank,
+            f"{hit.score:.3f}",
+            hit.kind,
+            _found_by(hit),
+            _text(hit),
+            hit.path if hit.path is not None else hit.id,
+        )
+        for hit in hits
+    ]
+    links = [file_url(hit.path) if hyperlinks and hit.path is not None else None for hit in hits]
+    headers = ("", "score", "kind", "found by", "text", "path")
+    return table(headers, rows, right=(0, 1), shrink=4, width=width, links=links)
+
+
+def _found_by(hit: Hit) -> str:
+    ranks = sorted(hit.found_by.items(), key=lambda item: item[1])
+    return ", ".join(f"{ranking} {rank}" for ranking, rank in ranks)
+
+
+def _text(hit: Hit) -> str:
+    text = one_line(hit.text or "")
+    return text if hit.line is None else f"line {hit.line}: {text}"
+
+
+def hits_json(hits: Sequence[Hit]) -> str:
+    """Hits as a JSON array of objects, for programs; the keys and their order are a promise.
+
+    A byte of a path that is not UTF-8 is written as the escape \\udc80 to \\udcff, from which
+    `os.fsencode(json.loads(...)[0]["path"])` makes the very bytes. Everything else that is readable stays so.
+    """
+    return _json([hit_object(hit) for hit in hits])
+
+
+def hit_object(hit: Hit) -> dict[str, Any]:
+    """What JSON says of a hit."""
+    return {
+        "rank": hit.rank,
+        "score": _number(hit.score),
+        "kind": hit.kind,
+        "id": hit.id,
+        "path": hit.path,
+        "text": hit.text,
+        "line": hit.line,
+        "width": hit.width,
+        "height": hit.height,
+        "format": hit.format,
+        "taken_at": hit.taken_at,
+        "camera": hit.camera,
+        "latitude_deg": _finite(hit.latitude_deg),
+        "longitude_deg": _finite(hit.longitude_deg),
+        "facts": _finite(hit.facts),
+        "found_by": dict(hit.found_by),
+    }
+
+
+def _number(score: float) -> float | None:
+    return round(float(score), 6) if math.isfinite(score) else None
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def _json(value: Any) -> str:
+    readable = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
+    return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", readable)
+
+
+def hits_paths(hits: Sequence[Hit], *, nul: bool) -> bytes:
+    """The paths of the hits, best first, each once, in the very bytes of the file system; for xargs.
+
+    nul: end each with a NUL byte (xargs -0) instead of a newline. Items that have no path are left out.
+    """
+    end = b"\0" if nul else b"\n"
+    paths = dict.fromkeys(hit.path for hit in hits if hit.path is not None)
+    return b"".join(os.fsencode(path) + end for path in paths)
