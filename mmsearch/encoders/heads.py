@@ -1,0 +1,58 @@
+"""The projection heads: from the features that a tower gives to unit vectors in the shared space.
+
+They stand apart from the towers so that an index can keep features and move to other heads without reading a picture
+again. A kind of head is a row of `HEADS`: a function of features and of the head's own tensors.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+Tensors: TypeAlias = Mapping[str, FloatArray]
+Head: TypeAlias = Callable[[FloatArray, Tensors], FloatArray]
+
+
+def identity(features: FloatArray, tensors: Tensors) -> FloatArray:
+    """The features are the vector already."""
+    return features
+
+
+def linear(features: FloatArray, tensors: Tensors) -> FloatArray:
+    """`weight` (features, dim), and a `bias` (dim,) where there is one."""
+    vectors = features @ tensors["weight"]  # (n, dim)
+    return vectors + tensors["bias"] if "bias" in tensors else vectors
+
+
+def conse(features: FloatArray, tensors: Tensors) -> FloatArray:
+    """A classifier's likeliest classes, each as its vector, weighted by their probabilities.
+
+    `weight` (features, classes), `bias` (classes,), `classes` (classes, dim), `temperature` and `top` (how many
+    classes), both (1,). ConSE, Norouzi et al. 2013; the temperature is ours.
+    """
+    logits = (features @ tensors["weight"] + tensors["bias"]) / tensors["temperature"]  # (n, classes)
+    top = min(int(tensors["top"][0]), logits.shape[1])
+    least = np.partition(logits, -top, axis=1)[:, -top, None]  # (n, 1), the smallest logit that counts
+    shares = np.where(logits >= least, np.exp(logits - logits.max(axis=1, keepdims=True)), np.float32(0))
+    vectors: FloatArray = shares @ tensors["classes"]  # (n, dim); a common factor is lost in the length
+    return vectors
+
+
+HEADS: dict[str, Head] = {"identity": identity, "linear": linear, "conse": conse}
+
+
+def project(kind: str, features: FloatArray, tensors: Tensors) -> FloatArray:
+    """(n, features) -> (n, dim) float32, rows of length 1; a row of zeros stays one.
+
+    Raises KeyError for an unknown kind.
+    """
+    return unit_rows(HEADS[kind](np.asarray(features, dtype=np.float32), tensors))
+
+
+def unit_rows(rows: FloatArray) -> FloatArray:
+    """Every row scaled to length 1; a row of zeros has no direction and stays as it is."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: FloatArray = np.divide(rows, lengths, out=np.zeros_like(rows, dtype=np.float32), where=lengths > 0)
+    return unit
