@@ -1,0 +1,323 @@
+"""Vectors, keywords and filters -> hits.
+
+Three rankings answer a query: pictures by their vectors, texts by theirs (a caption stands for its picture), and
+keywords in captions, passages and names, which know what no model can see ("Germany 2019"). The first two become one
+by how far each score stands out among its kind; that one and the keywords are joined by reciprocal rank fusion
+(Cormack, Clarke and Büttcher 2009), which needs no common scale.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Literal
+
+from mmsearch.errors import UsageError
+from mmsearch.store.paths import below
+from mmsearch.store.reader import Reader
+from mmsearch.store.records import KINDS, FloatArray, IntArray, Kind
+from mmsearch.store.vectors import VectorIndex, cosines
+
+RRF_K = 60  # the constant of the paper; its results hardly change between 10 and 100
+LEAST_DEVIATION = 0.01  # of cosines; below it they are all the same
+MIN_DEPTH = 100  # hits read from each ranking at the least, so that one found by two of them can rise
+COMPARISONS = {"<": "<", "<=": "<=", ">": ">", ">=": ">=", "!=": "<>"}
+Ranking = Literal["image", "text", "keyword"]
+
+MAX_WORDS = 32  # of a query that are looked for as keywords
+PUNCTUATION = ".,;:!?()[]'\"‘’“”"
+# fmt: off
+STOP_WORDS = frozenset((
+    "a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "has", "in", "into", "is", "it", "its", "of", "on",
+    "or", "over", "some", "that", "the", "their", "this", "to", "under", "up", "was", "were", "with", "without",
+    "photo", "photos", "picture", "pictures", "image", "images",
+))
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An item with its score and rank."""
+
+    rank: int  # 1-based
+    score: float  # cosine between the query and the item, -1..1
+    kind: Kind
+    id: str
+    path: str | None  # None for items that came from memory (add_images, add_texts)
+    text: str | None  # the passage or caption; for an image its first caption, if it has one
+    line: int | None = None  # 1-based line of the file at which a passage starts
+    width: int | None = None  # pixels, upright
+    height: int | None = None
+    format: str | None = None  # "JPEG"
+    taken_at: str | None = None  # ISO 8601, with the offset where the picture knows it
+    camera: str | None = None
+    latitude_deg: float | None = None
+    longitude_deg: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)  # the user's own
+    found_by: Mapping[str, int] = field(default_factory=dict)  # ranking -> rank in it: "image", "text", "keyword"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a hit has to be, besides fitting the query. Nothing given lets everything pass.
+
+    under: folders or files; any of them. after, before: a year, month or day as 2023, 2023-07 or 2023-07-14, in the
+    picture's own local time; after includes its first moment, before ends just ahead of it. near: latitude and
+    longitude in degrees, and a distance in km. where: the user's own facts, a value, a list of which any will do, or
+    comparisons such as {">=": 3}.
+    """
+
+    kind: Kind | None = None
+    under: Sequence[str] = ()
+    after: str | None = None
+    before: str | None = None
+    near: tuple[float, float, float] | None = None
+    min_score: float | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a date or place that is none."""
+        for name in ("after", "before"):
+            given = getattr(self, name)
+            if given is not None and not _is_date(given):
+                raise UsageError(f"{name} takes a date as 2023, 2023-07 or 2023-07-14, not '{given}'.")
+        if self.near is not None:
+            latitude, longitude, distance_km = self.near
+            if not (-90 <= latitude <= 90 and -180 <= longitude <= 180 and distance_km > 0):
+                raise UsageError(
+                    "near takes a latitude of -90..90, a longitude of -180..180 and a distance in km above 0."
+                )
+
+    def condition(self) -> tuple[str, list[object]]:
+        """SQL on items `i` and files `f` with bound values; "1" where everything passes."""
+        parts: list[str] = []
+        values: list[object] = []
+        if self.kind is not None:
+            parts.append("i.kind = ?")
+            values.append(self.kind)
+        if self.under:
+            parts.append("(" + " OR ".join(["f.path = ? OR (f.path >= ? AND f.path < ?)"] * len(self.under)) + ")")
+            for folder in self.under:
+                first, last = below(folder)
+                values += [first[:-1], first, last]
+        if self.after is not None:
+            parts.append("i.taken_at >= ?")
+            values.append(self.after)
+        if self.before is not None:
+            parts.append("i.taken_at < ?")
+            values.append(self.before)
+        if self.near is not None:
+            latitude, longitude, distance_km = self.near
+            # A degree of latitude is 111.2 km; the box only saves computing distances
+            margin_deg = distance_km / 111.0 + 0.01
+            parts.append("i.latitude_deg BETWEEN ? AND ? AND distance_km(i.latitude_deg, i.longitude_deg, ?, ?) <= ?")
+            values += [latitude - margin_deg, latitude + margin_deg, latitude, longitude, distance_km]
+        for key, wanted in self.where.items():
+            comparison, bound = _comparison(key, wanted)
+            parts.append(f"EXISTS (SELECT 1 FROM json_each(i.facts) WHERE key = ? AND {comparison})")
+            values += [_encodable(key), *bound]
+        return " AND ".join(parts) or "1", values
+
+
+def rank(
+    reader: Reader,
+    vectors: VectorIndex,
+    query: FloatArray,
+    words: str,
+    filters: Filters,
+    *,
+    k: int,
+    leave_out: frozenset[int] = frozenset(),
+) -> list[Hit]:
+    """The k best hits of every kind: pictures and passages; fewer only where fewer pass the filters.
+
+    query: (dim,) float32 of length 1. words: what to look for by keyword, or "". leave_out: items that are no answer.
+    """
+    condition, values = filters.condition()
+    depth = max(MIN_DEPTH, 2 * k) + len(leave_out)
+    scores: dict[Kind, dict[int, float]] = {}
+    for kind in KINDS:
+        allowed = None if condition == "1" else reader.allowed_vectors(kind, condition, values)
+        ranked = _vector_ranking(reader, vectors, kind, query, depth, allowed, filters.min_score)
+        scores[kind] = {item: score for item, score in ranked.items() if item not in leave_out}
+    mixed = all(scores.values())
+    usual = {kind: vectors.usual_scores(reader, kind, query) if mixed else (0.0, 1.0) for kind in KINDS}
+    order = by_meaning(scores, usual)
+    rankings: dict[Ranking, Sequence[int]] = {kind: list(scores[kind]) for kind in KINDS}
+    if match := match_expression(words):
+        found = reader.keyword_ranking(match, condition, values, depth)
+        rankings["keyword"] = [item for item in found if item not in leave_out]
+        order = fuse((order, rankings["keyword"]))
+    return _hits(reader, query, order, rankings, filters.min_score, k)
+
+
+def rank_texts(reader: Reader, vectors: VectorIndex, query: FloatArray, filters: Filters, *, k: int) -> list[Hit]:
+    """The k captions and passages nearest to a query vector; identical texts are one hit."""
+    condition, values = filters.condition()
+    allowed = None if condition == "1" else reader.allowed_vectors("text", condition, values)
+    depth = k
+    while True:
+        ids, _ = vectors.search(reader, "text", query, depth, allowed)
+        owners = reader.owners(ids.tolist())
+        order = [owners[vector][0] for vector in ids.tolist() if vector in owners]
+        items = reader.items(order)
+        best: dict[str, int] = {}  # text -> the first item that says it
+        for item in order:
+            best.setdefault(items[item]["text"], item)
+        if len(best) >= k or len(ids) < depth:
+            first = list(best.values())
+            return _hits(reader, query, first, {"text": first}, filters.min_score, k)
+        depth *= 2
+
+
+def fuse(rankings: Iterable[Sequence[int]]) -> list[int]:
+    """Items in the order of the sum of 1 / (60 + rank) over the rankings that have them; ties as in the first one."""
+    fused: dict[int, float] = {}
+    for items in rankings:
+        for place, item in enumerate(items, 1):
+            fused[item] = fused.get(item, 0.0) + 1 / (RRF_K + place)
+    return sorted(fused, key=lambda item: -fused[item])
+
+
+def by_meaning(scores: Mapping[Kind, Mapping[int, float]], usual: Mapping[Kind, tuple[float, float]]) -> list[int]:
+    """Pictures and texts in one order: by how far a score stands out from what is usual for its kind and this query.
+
+    scores: for each kind, item -> cosine. usual: for each kind, mean and standard deviation of the query's cosines with
+    all items. In these units the two kinds compare: words and texts are always closer than words and pictures, and one
+    note in a folder of photographs is not the second hit of every query. Ties by id.
+    """
+    standing: dict[int, float] = {}
+    for kind, cosines_ in scores.items():
+        mean, deviation = usual[kind]
+        for item, cosine in cosines_.items():
+            stands_out = round((cosine - mean) / max(deviation, LEAST_DEVIATION), 6)
+            standing[item] = max(standing.get(item, stands_out), stands_out)
+    return sorted(standing, key=lambda item: (-standing[item], item))
+
+
+def match_expression(words: str) -> str:
+    """An FTS5 expression that asks for every word that says something, or "" if none does.
+
+    Whatever is typed is data: each word goes in as a quoted string, which FTS5 takes apart by its own rules. All words
+    are asked for, since a ranking by one common word of a sentence would push good pictures down.
+    """
+    found = [word for word in _encodable(words.replace("\0", " ")).split() if any(letter.isalnum() for letter in word)]
+    telling = [word for word in found if word.lower().strip(PUNCTUATION) not in STOP_WORDS] or found
+    return " ".join(_phrase(word) for word in telling[:MAX_WORDS])
+
+
+def _phrase(word: str) -> str:
+    # Scripts without spaces are one token from one punctuation mark to the next: match its beginning
+    unspaced = any("\u3040" <= letter <= "\u9fff" or "\u0e00" <= letter <= "\u0eff" for letter in word)
+    return '"' + word.replace('"', '""') + ('"*' if unspaced else '"')
+
+
+def _vector_ranking(
+    reader: Reader,
+    vectors: VectorIndex,
+    kind: Kind,
+    query: FloatArray,
+    depth: int,
+    allowed: IntArray | None,
+    min_score: float | None,
+) -> dict[int, float]:
+    """Hits in the order of their best vector of a kind, with that vector's cosine; a caption stands for its picture.
+
+    As deep as asked for, and deeper while passages of min_score could lie behind captions, which are no scores of hits.
+    """
+    asked = depth
+    while True:
+        ids, scores = vectors.search(reader, kind, query, asked, allowed)
+        owners = reader.owners(ids.tolist())
+        best: dict[int, float] = {}
+        for vector, score in zip(ids.tolist(), scores.tolist(), strict=True):
+            if vector in owners:
+                best.setdefault(owners[vector][1], score)
+        deep = len(best) >= depth and (kind == "image" or min_score is None or scores[-1] < min_score)
+        if deep or len(ids) < asked:
+            return best
+        asked *= 2
+
+
+def _hits(
+    reader: Reader,
+    query: FloatArray,
+    order: Sequence[int],
+    rankings: Mapping[Ranking, Sequence[int]],
+    min_score: float | None,
+    k: int,
+) -> list[Hit]:
+    """The first k of an order as hits, each scored by its own vector."""
+    places = {str(ranking): {item: place for place, item in enumerate(items, 1)} for ranking, items in rankings.items()}
+    hits: list[Hit] = []
+    for start in range(0, len(order), k):
+        part = order[start : start + k]
+        stored, items = reader.vectors(part), reader.items(part)
+        for number in part:
+            score = float(cosines(stored[number][None, :], query)[0])
+            if len(hits) < k and (min_score is None or score >= min_score):
+                found_by = {ranking: place[number] for ranking, place in places.items() if number in place}
+                hits.append(_hit(items[number], len(hits) + 1, score, found_by))
+        if len(hits) >= k:
+            break
+    return hits
+
+
+def _hit(item: Mapping[str, Any], place: int, score: float, found_by: Mapping[str, int]) -> Hit:
+    return Hit(
+        rank=place,
+        score=round(score, 4),
+        kind=item["kind"],
+        id=item["name"] or f"mm-{item['id']}",
+        path=item["path"],
+        text=item["text"],
+        line=item["line"],
+        width=item["width"],
+        height=item["height"],
+        format=item["format"],
+        taken_at=item["taken_at"],
+        camera=item["camera"],
+        latitude_deg=item["latitude_deg"],
+        longitude_deg=item["longitude_deg"],
+        facts=item["facts"],
+        found_by=found_by,
+    )
+
+
+def _is_date(text: str) -> bool:
+    if not re.fullmatch(r"\d{4}(-\d{2}(-\d{2})?)?", text):
+        return False
+    try:
+        date.fromisoformat(text + "-01-01"[len(text) - 4 :])  # what is left out is the first month, the first day
+    except ValueError:
+        return False
+    return True
+
+
+def _comparison(key: str, wanted: object) -> tuple[str, list[object]]:
+    """SQL on json_each's `value` with bound values, for one wanted fact."""
+    if isinstance(wanted, Mapping):
+        if not wanted or not set(wanted) <= set(COMPARISONS):
+            raise UsageError(f"where: '{key}' is compared with one of {', '.join(COMPARISONS)}.")
+        sql = " AND ".join(f"value {COMPARISONS[sign]} ?" for sign in wanted)
+        return sql, [_fact(key, value) for value in wanted.values()]
+    if isinstance(wanted, list | tuple | set | frozenset):
+        return f"value IN ({', '.join('?' * len(wanted))})", [_fact(key, value) for value in wanted]
+    if wanted is None:
+        return "value IS NULL", []
+    return "value = ?", [_fact(key, wanted)]
+
+
+def _fact(key: str, value: object) -> object:
+    if not isinstance(value, str | int | float | bool):
+        raise UsageError(
+            f"where: '{key}' is compared with text, numbers, true, false or None, not {type(value).__name__}."
+        )
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UsageError(f"where: '{key}' is compared with {value}, which is beyond the whole numbers of 64 bits.")
+    return _encodable(value) if isinstance(value, str) else value
+
+
+def _encodable(text: str) -> str:
+    """Text without lone surrogates, which SQLite cannot take; nothing in the index has them either."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,253 @@
+"""Questions to index.db within one snapshot.
+
+What a search, a scan and the vector index want to know is here, a method for each question, so that no SQL is spread
+over the rooms above. A reader is good for as long as the block of `Store.read` that gave it.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mmsearch.store.paths import below, from_columns, to_columns
+from mmsearch.store.records import FileKind, FileRow, FloatArray, IntArray, Kind, Root, Segment
+
+T = TypeVar("T")
+
+BOUND = 500  # values bound in one statement; SQLite's floor is 999
+
+
+class Reader:
+    """Questions to the store within one snapshot."""
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
+        self.connection = connection
+        self.folder = folder
+
+    def setting(self, key: str) -> str | None:
+        """A value of the settings table."""
+        row = self.connection.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def revision(self) -> int:
+        """A number that grows with every write that changes an answer."""
+        return int(self.setting("revision") or 0)
+
+    def roots(self) -> list[Root]:
+        """What was once put into the index, oldest first."""
+        rows = self.connection.execute("SELECT path, path_bytes, options, updated_at FROM roots ORDER BY id")
+        return [Root(from_columns(text, raw), json.loads(options), updated) for text, raw, options, updated in rows]
+
+    def file(self, path: str) -> FileRow | None:
+        """The file at a path."""
+        where, values = at(path)
+        return next(self._files(where, values), None)
+
+    def files_below(self, folder: str) -> Iterator[FileRow]:
+        """Every known file at or below a path."""
+        where, values = at(folder)
+        yield from self._files(where, values)
+        yield from self._files("path >= ? AND path < ?", below(folder))
+
+    def files_of_size(self, size_bytes: int, kind: FileKind) -> list[FileRow]:
+        """Files of a kind that could have the same content."""
+        where = "size_bytes = ? AND kind = ? AND content_hash IS NOT NULL AND skipped IS NULL"
+        return list(self._files(where, (size_bytes, kind)))
+
+    def skipped(self) -> list[FileRow]:
+        """Every file of which nothing could be read, with its reason."""
+        return list(self._files("skipped IS NOT NULL ORDER BY path", ()))
+
+    def _files(self, where: str, values: Sequence[object]) -> Iterator[FileRow]:
+        rows = self.connection.execute(
+            f"""SELECT id, path, path_bytes, kind, size_bytes, modified_ns, content_hash, skipped
+                FROM files WHERE {where}""",
+            values,
+        )
+        for number, text, raw, kind, size, modified, content, skipped in rows:
+            yield FileRow(number, from_columns(text, raw), kind, size, modified, content, skipped)
+
+    def counts(self) -> dict[str, int]:
+        """How many images, passages and captions there are."""
+        images, passages, captions = self.connection.execute(
+            """SELECT count(*) FILTER (WHERE kind = 'image'),
+                      count(*) FILTER (WHERE kind = 'text' AND caption_of IS NULL),
+                      count(*) FILTER (WHERE caption_of IS NOT NULL) FROM items"""
+        ).fetchone()
+        return {"images": images, "passages": passages, "captions": captions}
+
+    def item_of_file(self, path: str) -> int | None:
+        """The image item that was read from a file."""
+        where, values = at(path, "f")
+        row = self.connection.execute(
+            f"SELECT i.id FROM items i JOIN files f ON f.id = i.file_id WHERE i.kind = 'image' AND {where}", values
+        ).fetchone()
+        return None if row is None else int(row[0])
+
+    def captions_from(self, file_id: int) -> dict[tuple[int, str], int]:
+        """(picture, text) -> caption item, for the captions that one file gave."""
+        rows = self.connection.execute(
+            "SELECT caption_of, text, id FROM items WHERE file_id = ? AND caption_of IS NOT NULL", (file_id,)
+        )
+        return {(picture, text): caption for picture, text, caption in rows}
+
+    def items_with_content(self, hashes: Sequence[str]) -> list[int]:
+        """Pictures whose file has one of these content hashes."""
+        return [
+            row[0]
+            for part in parts(hashes)
+            for row in self.connection.execute(f"SELECT id FROM items WHERE content_hash IN ({marks(part)})", part)
+        ]
+
+    def item_named(self, name: str) -> int | None:
+        """The item with a user's own id."""
+        row = self.connection.execute("SELECT id FROM items WHERE name = ?", (name,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def vectors(self, items: Sequence[int]) -> dict[int, FloatArray]:
+        """item -> (dim,) float32, unit length."""
+        return {
+            item: np.frombuffer(vector, np.float16).astype(np.float32)
+            for part in parts(items)
+            for item, vector in self.connection.execute(
+                f"SELECT item_id, vector FROM vectors WHERE item_id IN ({marks(part)})", part
+            )
+        }
+
+    def vectors_of(self, vector_ids: Sequence[int]) -> dict[int, FloatArray]:
+        """vector -> (dim,) float32, unit length; those that are there."""
+        return {
+            number: np.frombuffer(vector, np.float16).astype(np.float32)
+            for part in parts(vector_ids)
+            for number, vector in self.connection.execute(
+                f"SELECT id, vector FROM vectors WHERE id IN ({marks(part)})", part
+            )
+        }
+
+    def owners(self, vector_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """vector -> (its item, the item that it is a hit for: of a caption, the picture)."""
+        return {
+            vector: (item, owner)
+            for part in parts(vector_ids)
+            for vector, item, owner in self.connection.execute(
+                f"""SELECT v.id, i.id, ifnull(i.caption_of, i.id) FROM vectors v JOIN items i ON i.id = v.item_id
+                    WHERE v.id IN ({marks(part)})""",
+                part,
+            )
+        }
+
+    def items(self, items: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """item -> its columns, `path` as the operating system knows it, and a picture's first caption as its text."""
+        found: dict[int, dict[str, Any]] = {}
+        for part in parts(items):
+            cursor = self.connection.execute(
+                f"""SELECT i.id, i.name, i.kind, f.path, f.path_bytes, i.caption_of, p.path AS picture_path,
+                           p.path_bytes AS picture_path_bytes, i.line, i.width, i.height, i.format,
+                           i.taken_at, i.camera, i.latitude_deg, i.longitude_deg, i.facts,
+                           ifnull(i.text, (SELECT c.text FROM items c WHERE c.caption_of = i.id
+                                           ORDER BY c.id LIMIT 1)) AS text
+                    FROM items i LEFT JOIN files f ON f.id = i.file_id
+                    LEFT JOIN items o ON o.id = i.caption_of LEFT JOIN files p ON p.id = o.file_id
+                    WHERE i.id IN ({marks(part)})""",
+                part,
+            )
+            names = [column[0] for column in cursor.description]
+            for row in cursor:
+                item = dict(zip(names, row, strict=True))
+                text, raw = item.pop("path"), item.pop("path_bytes")
+                picture_text, picture_raw = item.pop("picture_path"), item.pop("picture_path_bytes")
+                if item["caption_of"] is not None and picture_text is not None:
+                    text, raw = picture_text, picture_raw  # a caption is at its picture, wherever it was written down
+                item["path"] = None if text is None else from_columns(text, raw)
+                item["facts"] = json.loads(item["facts"]) if item["facts"] else {}
+                found[item["id"]] = item
+        return found
+
+    def allowed_vectors(self, kind: Kind, condition: str, values: Sequence[object]) -> IntArray:
+        """(n,) int64, sorted: vectors of a kind whose hit, the item `i` with its file `f`, passes a condition.
+
+        Of a caption the hit is its picture: a filter on place or time is about that.
+        """
+        rows = self.connection.execute(
+            f"""SELECT v.id FROM vectors v JOIN items c ON c.id = v.item_id
+                JOIN items i ON i.id = ifnull(c.caption_of, c.id) LEFT JOIN files f ON f.id = i.file_id
+                WHERE v.kind = ? AND {condition} ORDER BY v.id""",
+            (kind, *values),
+        )
+        return np.fromiter((row[0] for row in rows), np.int64)
+
+    def keyword_ranking(self, match: str, condition: str, values: Sequence[object], limit: int) -> list[int]:
+        """Items whose words match an FTS5 expression and that pass a condition, best first (BM25, ties by id)."""
+        rows = self.connection.execute(
+            f"""SELECT i.id FROM keywords k JOIN items i ON i.id = k.rowid LEFT JOIN files f ON f.id = i.file_id
+                WHERE keywords MATCH ? AND {condition} ORDER BY bm25(keywords), i.id LIMIT ?""",
+            (match, *values, limit),
+        )
+        return [row[0] for row in rows]
+
+    def segments(self, kind: Kind) -> list[Segment]:
+        """The FAISS files of a kind, in the order of ids."""
+        rows = self.connection.execute(
+            "SELECT file, after_id, through_id, count, size_bytes FROM segments WHERE kind = ? ORDER BY through_id",
+            (kind,),
+        )
+        return [Segment(*row) for row in rows]
+
+    def dead_vectors(self, kind: Kind) -> IntArray:
+        """(n,) int64, sorted: ids of vectors that are gone but may still be held by a segment or a reader."""
+        rows = self.connection.execute("SELECT id FROM dead_vectors WHERE kind = ? ORDER BY id", (kind,))
+        return np.fromiter((row[0] for row in rows), np.int64)
+
+    def vectors_after(
+        self, kind: Kind, after_id: int, through_id: int | None = None
+    ) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Blocks of (ids (n,) int64, vectors (n, dim) float32), in the order of ids."""
+        cursor = self.connection.execute(
+            "SELECT id, vector FROM vectors WHERE kind = ? AND id > ? AND id <= ? ORDER BY id",
+            (kind, after_id, through_id if through_id is not None else 2**62),
+        )
+        while rows := cursor.fetchmany(8192):
+            ids = np.array([row[0] for row in rows], np.int64)
+            flat = np.frombuffer(b"".join(row[1] for row in rows), np.float16)
+            yield ids, flat.reshape(len(rows), -1).astype(np.float32)
+
+    def sample_of_vectors(self, kind: Kind, count: int) -> FloatArray:
+        """(n, dim) float32, n <= count: vectors of a kind at even distances of their ids, the same ones every time."""
+        first, last = self.connection.execute("SELECT min(id), max(id) FROM vectors WHERE kind = ?", (kind,)).fetchone()
+        if first is None:
+            return np.empty((0, 0), np.float32)
+        ids = np.unique(np.linspace(first, last, count).astype(np.int64)).tolist()
+        rows = [
+            row[0]
+            for part in parts(ids)
+            for row in self.connection.execute(
+                f"SELECT vector FROM vectors WHERE kind = ? AND id IN ({marks(part)}) ORDER BY id", (kind, *part)
+            )
+        ]
+        return np.frombuffer(b"".join(rows), np.float16).reshape(len(rows), -1).astype(np.float32)
+
+    def last_vector(self, kind: Kind) -> int:
+        """The highest vector id of a kind, 0 where there is none."""
+        row = self.connection.execute("SELECT ifnull(max(id), 0) FROM vectors WHERE kind = ?", (kind,)).fetchone()
+        return int(row[0])
+
+
+def at(path: str, alias: str = "files") -> tuple[str, tuple[str, bytes]]:
+    """A condition on the columns of a path that holds for exactly this one, with its bound values."""
+    text, raw = to_columns(path)
+    prefix = "" if alias == "files" else f"{alias}."
+    return f"{prefix}path = ? AND ifnull({prefix}path_bytes, x'') = ?", (text, raw or b"")
+
+
+def marks(values: Sequence[object]) -> str:
+    """A question mark for each value to be bound."""
+    return ", ".join("?" * len(values))
+
+
+def parts(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The values in parts that one statement can bind."""
+    for start in range(0, len(values), BOUND):
+        yield values[start : start + BOUND]

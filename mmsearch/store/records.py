@@ -1,0 +1,85 @@
+"""What travels between the store and the rooms above it: frozen records, made once.
+
+They name the columns of index.db, so that a room that reads or fills them needs neither SQL nor a connection.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Kind: TypeAlias = Literal["image", "text"]
+FileKind: TypeAlias = Literal["image", "text", "caption", "captions"]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+KINDS: tuple[Kind, ...] = ("image", "text")
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A file as the store knows it."""
+
+    id: int
+    path: str
+    kind: FileKind
+    size_bytes: int
+    modified_ns: int | None  # None: look at it again whatever its time says
+    content_hash: str | None
+    skipped: str | None  # the reason, if nothing could be read from it
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file to be written with the items that were read from it."""
+
+    path: str
+    kind: FileKind
+    size_bytes: int
+    modified_ns: int | None
+    content_hash: str | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class NewItem:
+    """An item to be written, with its vector."""
+
+    kind: Kind
+    vector: FloatArray  # (dim,) unit length
+    feature: FloatArray | None = None  # (features,)
+    name: str | None = None  # the user's own id
+    caption_of: int | None = None
+    text: str | None = None
+    line: int | None = None
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    taken_at: str | None = None
+    camera: str | None = None
+    latitude_deg: float | None = None
+    longitude_deg: float | None = None
+    content_hash: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A FAISS file: the vectors of one kind with after_id < id <= through_id that were alive when it was built."""
+
+    file: str
+    after_id: int
+    through_id: int
+    count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Root:
+    """A folder, file or caption table that was once put into the index, with the options it was scanned with."""
+
+    path: str
+    options: Mapping[str, Any]
+    updated_at: str | None

@@ -1,0 +1,110 @@
+"""The tables of index.db, and how an older one becomes a newer one.
+
+`PRAGMA user_version` holds the version that the tables have, so that a search can tell at the cost of one pragma that
+it may read them; sqlite-utils keeps which migrations ran, and runs the missing ones when a writer opens the index.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+VERSION = 1
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the tables to VERSION, each step in a transaction of its own; no step runs twice."""
+    from sqlite_utils import Database, Migrations  # here: it imports pandas where that is installed, 0.5 s
+
+    migrations = Migrations("mmsearch")
+    for step in STEPS:
+        migrations(name=step.__name__)(lambda db, step=step: step(db))
+    migrations.apply(Database(connection))
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def create_tables(db: "Database") -> None:
+    """Version 1."""
+    for statement in TABLES:
+        db.execute(statement)
+
+
+STEPS: tuple[Callable[..., None], ...] = (create_tables,)
+
+TABLES = (
+    """CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID""",
+    # Bumped by every write that changes an answer: what a reader keeps in memory is keyed by it.
+    """INSERT INTO settings VALUES ('revision', '0')""",
+    # A path is TEXT for people and tools; where its bytes are not UTF-8 they are kept exactly in path_bytes beside it.
+    """CREATE TABLE roots (
+        id INTEGER PRIMARY KEY,
+        path TEXT NOT NULL,
+        path_bytes BLOB,
+        options TEXT NOT NULL,
+        updated_at TEXT)""",
+    """CREATE UNIQUE INDEX roots_path ON roots (path, ifnull(path_bytes, x''))""",
+    """CREATE TABLE files (
+        id INTEGER PRIMARY KEY,
+        path TEXT NOT NULL,
+        path_bytes BLOB,
+        kind TEXT NOT NULL CHECK (kind IN ('image', 'text', 'caption', 'captions')),
+        size_bytes INTEGER NOT NULL,
+        modified_ns INTEGER,
+        content_hash TEXT,
+        skipped TEXT,
+        indexed_at TEXT NOT NULL)""",
+    """CREATE UNIQUE INDEX files_path ON files (path, ifnull(path_bytes, x''))""",
+    """CREATE INDEX files_size ON files (size_bytes)""",
+    """CREATE INDEX files_skipped ON files (path) WHERE skipped IS NOT NULL""",
+    """CREATE TABLE items (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        name TEXT UNIQUE,
+        kind TEXT NOT NULL CHECK (kind IN ('image', 'text')),
+        file_id INTEGER REFERENCES files (id) ON DELETE CASCADE,
+        caption_of INTEGER REFERENCES items (id) ON DELETE CASCADE,
+        text TEXT,
+        line INTEGER,
+        width INTEGER,
+        height INTEGER,
+        format TEXT,
+        taken_at TEXT,
+        camera TEXT,
+        latitude_deg REAL,
+        longitude_deg REAL,
+        content_hash TEXT,
+        facts TEXT,
+        added_at TEXT NOT NULL)""",
+    """CREATE INDEX items_file ON items (file_id)""",
+    """CREATE INDEX items_caption_of ON items (caption_of) WHERE caption_of IS NOT NULL""",
+    """CREATE INDEX items_content_hash ON items (content_hash) WHERE content_hash IS NOT NULL""",
+    """CREATE INDEX items_taken_at ON items (taken_at) WHERE taken_at IS NOT NULL""",
+    # A row is never changed, only replaced under a new id: whoever has read up to an id need not look back.
+    # vector: (dim,) float16, length 1. feature: (features,) float16, as the tower gave it; NULL without a head apart.
+    """CREATE TABLE vectors (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        item_id INTEGER NOT NULL UNIQUE REFERENCES items (id) ON DELETE CASCADE,
+        kind TEXT NOT NULL CHECK (kind IN ('image', 'text')),
+        vector BLOB NOT NULL,
+        feature BLOB)""",
+    """CREATE INDEX vectors_kind ON vectors (kind, id)""",
+    # Deleted vectors that a segment, or a reader's memory, may still hold.
+    """CREATE TABLE dead_vectors (id INTEGER PRIMARY KEY, kind TEXT NOT NULL)""",
+    """CREATE TRIGGER vectors_deleted AFTER DELETE ON vectors BEGIN
+        INSERT INTO dead_vectors VALUES (old.id, old.kind);
+    END""",
+    # FAISS files: each holds the vectors of one kind with after_id < id <= through_id that lived when it was built.
+    """CREATE TABLE segments (
+        file TEXT PRIMARY KEY,
+        kind TEXT NOT NULL,
+        after_id INTEGER NOT NULL,
+        through_id INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        size_bytes INTEGER NOT NULL)""",
+    # words: captions or the passage; place: the words of file and folder names.
+    """CREATE VIRTUAL TABLE keywords USING fts5 (words, place, tokenize = 'porter unicode61 remove_diacritics 2')""",
+    """CREATE TRIGGER items_deleted AFTER DELETE ON items BEGIN
+        DELETE FROM keywords WHERE rowid = old.id;
+    END""",
+)

@@ -1,0 +1,220 @@
+"""Changes to index.db, in transactions that hold an item with its facts, vector and keywords, or nothing of it.
+
+There is one writer at a time (`Store.write`); it asks its questions as a reader does, over the same connection, and so
+sees what it has just written.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from mmsearch.store.paths import below, to_columns
+from mmsearch.store.reader import Reader, at, marks, parts
+from mmsearch.store.records import FileRow, Kind, NewFile, NewItem, Segment
+
+_CONTENT_COLUMNS = ("width", "height", "format", "taken_at", "camera", "latitude_deg", "longitude_deg", "content_hash")
+_ITEM_COLUMNS = ("kind", "name", "caption_of", "text", "line", *_CONTENT_COLUMNS)
+
+
+class Writer(Reader):
+    """Changes to the store; every group of them inside `transaction()`."""
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the block, or nothing of it."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.connection.execute("UPDATE settings SET value = value + 1 WHERE key = 'revision'")
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            raise
+
+    def settle(self, settings: Mapping[str, str]) -> None:
+        """Write settings that are not there yet; what another process wrote first stays."""
+        with self.transaction():
+            self.connection.executemany("INSERT OR IGNORE INTO settings VALUES (?, ?)", settings.items())
+
+    def set(self, key: str, value: str) -> None:
+        """Write a setting."""
+        self.connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+
+    def put_root(self, path: str, options: Mapping[str, Any]) -> None:
+        """Remember a root, and that it was brought up to date just now."""
+        where, values = at(path)
+        self.connection.execute(f"DELETE FROM roots WHERE {where}", values)
+        self.connection.execute(
+            "INSERT INTO roots (path, path_bytes, options, updated_at) VALUES (?, ?, ?, ?)",
+            (*to_columns(path), json.dumps(options), now()),
+        )
+
+    def forget_roots_below(self, path: str) -> None:
+        """Forget a root and those below it; `index` without a path leaves them alone from now on."""
+        for where, values in (at(path), ("path >= ? AND path < ?", below(path))):
+            self.connection.execute(f"DELETE FROM roots WHERE {where}", values)
+
+    def put_file(self, file: NewFile) -> int:
+        """Write a file's row, or bring it up to date; its items stay. Returns its id."""
+        where, values = at(file.path)
+        facts = (file.kind, file.size_bytes, file.modified_ns, file.content_hash, file.skipped, now())
+        row = self.connection.execute(f"SELECT id FROM files WHERE {where}", values).fetchone()
+        if row is None:
+            cursor = self.connection.execute(
+                """INSERT INTO files
+                   (path, path_bytes, kind, size_bytes, modified_ns, content_hash, skipped, indexed_at)
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+                (*to_columns(file.path), *facts),
+            )
+            return int(cursor.lastrowid or 0)
+        self.connection.execute(
+            """UPDATE files SET kind = ?, size_bytes = ?, modified_ns = ?, content_hash = ?, skipped = ?, indexed_at = ?
+               WHERE id = ?""",
+            (*facts, row[0]),
+        )
+        return int(row[0])
+
+    def move_file(self, file: FileRow, to: NewFile) -> None:
+        """A file has another path now; its items keep everything else."""
+        if (there := self.file(to.path)) is not None:
+            self.remove_files([there.id])
+        self.connection.execute(
+            "UPDATE files SET path = ?, path_bytes = ?, size_bytes = ?, modified_ns = ? WHERE id = ?",
+            (*to_columns(to.path), to.size_bytes, to.modified_ns, file.id),
+        )
+        for (item,) in self.connection.execute("SELECT id FROM items WHERE file_id = ?", (file.id,)).fetchall():
+            self._write_keywords(item)
+
+    def remove_files(self, files: Iterable[int]) -> int:
+        """Take files out with all their items. Returns how many hits (images and passages) went."""
+        gone = 0
+        for number in files:
+            gone += self.connection.execute(
+                "SELECT count(*) FROM items WHERE file_id = ? AND caption_of IS NULL", (number,)
+            ).fetchone()[0]
+            # A side-car goes with its picture: left behind, it would count as read when the picture comes back.
+            self.connection.execute(
+                """DELETE FROM files WHERE kind = 'caption' AND id IN (SELECT c.file_id FROM items c
+                   JOIN items i ON i.id = c.caption_of WHERE i.file_id = ?)""",
+                (number,),
+            )
+            self.remove_items_of(number)
+            self.connection.execute("DELETE FROM files WHERE id = ?", (number,))
+        return gone
+
+    def remove_items_of(self, file_id: int) -> None:
+        """Take out every item of a file; captions of its picture go too, a picture whose captions go stays."""
+        rows = self.connection.execute("SELECT id FROM items WHERE file_id = ?", (file_id,)).fetchall()
+        self.remove_items([row[0] for row in rows])
+
+    def remove_items(self, items: Sequence[int]) -> None:
+        """Take out items, with their vectors and captions."""
+        pictures: set[int] = set()
+        for part in parts(items):
+            rows = self.connection.execute(
+                f"SELECT caption_of FROM items WHERE id IN ({marks(part)}) AND caption_of IS NOT NULL", part
+            )
+            pictures.update(row[0] for row in rows)
+            self.connection.execute(f"DELETE FROM items WHERE id IN ({marks(part)})", part)
+        for picture in pictures:
+            self._write_keywords(picture)
+
+    def put_items(self, items: Iterable[NewItem], file_id: int | None) -> list[int]:
+        """Write new items with their vectors and keywords. Returns their ids."""
+        written = []
+        for item in items:
+            cursor = self.connection.execute(
+                f"""INSERT INTO items (file_id, {", ".join(_ITEM_COLUMNS)}, facts, added_at)
+                    VALUES (?, {marks(_ITEM_COLUMNS)}, ?, ?)""",
+                (file_id, *(getattr(item, name) for name in _ITEM_COLUMNS), _facts(item.facts), now()),
+            )
+            number = int(cursor.lastrowid or 0)
+            self._put_vector(number, item)
+            self._write_keywords(item.caption_of or number)
+            written.append(number)
+        return written
+
+    def replace_item(self, number: int, item: NewItem) -> None:
+        """New content under the same item id: the facts and vector change, captions and the user's id stay."""
+        columns = ", ".join(f"{name} = ?" for name in _CONTENT_COLUMNS)
+        self.connection.execute(
+            f"UPDATE items SET {columns} WHERE id = ?",
+            (*(getattr(item, name) for name in _CONTENT_COLUMNS), number),
+        )
+        self.connection.execute("DELETE FROM vectors WHERE item_id = ?", (number,))
+        self._put_vector(number, item)
+
+    def copy_item(self, of_file: int, file_id: int) -> bool:
+        """Give a file the picture item of one with the same content, vector and all; False if that has none."""
+        select = "SELECT id FROM items WHERE file_id = ? AND kind = 'image'"
+        if (row := self.connection.execute(select, (of_file,)).fetchone()) is None:
+            return False
+        columns = ", ".join(("kind", *_CONTENT_COLUMNS))
+        cursor = self.connection.execute(
+            f"INSERT INTO items (file_id, added_at, {columns}) SELECT ?, ?, {columns} FROM items WHERE id = ?",
+            (file_id, now(), row[0]),
+        )
+        number = int(cursor.lastrowid or 0)
+        self.connection.execute(
+            """INSERT INTO vectors (item_id, kind, vector, feature)
+               SELECT ?, kind, vector, feature FROM vectors WHERE item_id = ?""",
+            (number, row[0]),
+        )
+        self._write_keywords(number)
+        return True
+
+    def _put_vector(self, number: int, item: NewItem) -> None:
+        feature = None if item.feature is None else item.feature.astype(np.float16).tobytes()
+        self.connection.execute(
+            "INSERT INTO vectors (item_id, kind, vector, feature) VALUES (?, ?, ?, ?)",
+            (number, item.kind, item.vector.astype(np.float16).tobytes(), feature),
+        )
+
+    def _write_keywords(self, number: int) -> None:
+        """The words by which an item is found; a caption has none of its own, its picture has them."""
+        row = self.connection.execute(
+            "SELECT i.caption_of, i.text, f.path FROM items i LEFT JOIN files f ON f.id = i.file_id WHERE i.id = ?",
+            (number,),
+        ).fetchone()
+        if row is None or row[0] is not None:
+            return
+        captions = self.connection.execute("SELECT text FROM items WHERE caption_of = ? ORDER BY id", (number,))
+        words = "\n".join(text for text in (row[1], *(caption[0] for caption in captions)) if text)
+        self.connection.execute("DELETE FROM keywords WHERE rowid = ?", (number,))
+        self.connection.execute(
+            "INSERT INTO keywords (rowid, words, place) VALUES (?, ?, ?)", (number, words, place_words(row[2] or ""))
+        )
+
+    def put_segments(self, kind: Kind, keep: Sequence[Segment], built: Sequence[Segment], through_id: int) -> None:
+        """Exchange FAISS files of a kind for others that reach up to an id; forget the dead that none of them holds."""
+        kept = [segment.file for segment in keep]
+        self.connection.execute(f"DELETE FROM segments WHERE kind = ? AND file NOT IN ({marks(kept)})", (kind, *kept))
+        self.connection.executemany(
+            "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)",
+            [(s.file, kind, s.after_id, s.through_id, s.count, s.size_bytes) for s in built],
+        )
+        rebuilt_from = max((segment.through_id for segment in keep), default=0)
+        self.connection.execute(
+            "DELETE FROM dead_vectors WHERE kind = ? AND id > ? AND id <= ?", (kind, rebuilt_from, through_id)
+        )
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def place_words(path: str) -> str:
+    """The words of a path's names: 'Germany 2019/redBicycle_2.jpg' also says red, bicycle and 2."""
+    split = re.sub(r"(?<=[a-zß-ÿ])(?=[A-Z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " ", path)
+    return path if split == path else f"{path} {split}"
+
+
+def _facts(facts: Mapping[str, Any]) -> str | None:
+    return json.dumps(dict(facts), ensure_ascii=False, allow_nan=False) if facts else None
