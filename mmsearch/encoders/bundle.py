@@ -175,11 +175,8 @@ class Bundle:
             return np.empty((0, self._text_tower.width()), dtype=np.float32)
         rows = [self._token_row(text) for text in texts]
         by_length = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # little padding in a batch
-        parts = []
-        for start in range(0, len(rows), TEXTS_AT_ONCE):
-            parts.append(
-                self._text_tower.run(self._padded([rows[place] for place in by_length[start : start + TEXTS_AT_ONCE]]))
-            )
+        batches = (by_length[start : start + TEXTS_AT_ONCE] for start in range(0, len(rows), TEXTS_AT_ONCE))
+        parts = [self._text_tower.run(self._padded([rows[place] for place in batch])) for batch in batches]
         features = np.concatenate(parts)
         return features[np.argsort(by_length)]
 

@@ -1,0 +1,80 @@
+"""Pictures and texts -> vectors, by whichever encoder an index has.
+
+A bundle shows its towers' outputs, which are kept so that other heads can be applied to them later; an encoder of the
+user's own gives vectors alone, which are checked here, since nothing else stands between them and the store.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray, PixelArray
+from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch.errors import ModelError
+
+PICTURES_AT_ONCE = 16
+TEXTS_AT_ONCE = 64
+
+# For an encoder that does not say what it reads
+PLAIN_PIXELS = PixelSpec(512, 512, resize="within")  # more than any common one needs
+PLAIN_WORDS = 60  # of a passage
+
+
+class Embedded(NamedTuple):
+    """What an encoder makes of one picture or text."""
+
+    vector: FloatArray  # (dim,) of length 1
+    feature: FloatArray | None  # (features,) as the tower gave it, None where the encoder shows none
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is a direction to compare; not where the encoder gave zeros, infinity or NaN."""
+        return bool(np.isfinite(self.vector).all())
+
+
+def pixels_of(encoder: Encoder) -> PixelSpec:
+    """The pixels that an encoder reads."""
+    return encoder.pixels if isinstance(encoder, FeatureEncoder) else PLAIN_PIXELS
+
+
+def fits(encoder: Encoder) -> Callable[[str], bool]:
+    """Whether a text is read to its end."""
+    if isinstance(encoder, FeatureEncoder):
+        return lambda text: encoder.count_tokens(text) <= encoder.max_tokens
+    return lambda text: len(text.split()) <= PLAIN_WORDS
+
+
+def embed_pixels(encoder: Encoder, pixels: Sequence[PixelArray]) -> list[Embedded]:
+    """Pictures, as `pixels_of` the encoder, in one batch."""
+    if isinstance(encoder, FeatureEncoder):
+        features = encoder.image_features(np.stack(pixels))
+        return [Embedded(*row) for row in zip(encoder.project_images(features), features, strict=True)]
+    pictures = [Image.fromarray(picture) for picture in pixels]
+    return [Embedded(row, None) for row in _unit_rows(encoder, encoder.encode_images(pictures), len(pictures))]
+
+
+def embed_texts(encoder: Encoder, texts: Sequence[str]) -> list[Embedded]:
+    """Texts, in batches."""
+    embedded: list[Embedded] = []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        part = texts[start : start + TEXTS_AT_ONCE]
+        if isinstance(encoder, FeatureEncoder):
+            features = encoder.text_features(part)
+            embedded += [Embedded(*row) for row in zip(encoder.project_texts(features), features, strict=True)]
+        else:
+            embedded += [Embedded(row, None) for row in _unit_rows(encoder, encoder.encode_texts(part), len(part))]
+    return embedded
+
+
+def _unit_rows(encoder: Encoder, rows: object, count: int) -> FloatArray:
+    """What an encoder of the user's gave, checked and brought to length 1. Raises ModelError."""
+    array = np.asarray(rows, np.float32)
+    if array.shape != (count, encoder.dim):
+        raise ModelError(
+            f"The encoder '{encoder.name}' gave an array of shape {array.shape} where ({count}, {encoder.dim}) was due."
+        )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit: FloatArray = (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float32)
+    return unit

@@ -1,0 +1,496 @@
+"""Index: the one object that a user holds.
+
+It is where the store, which knows nothing of encoders, and the encoders, which know nothing of the store, meet: it puts
+sources in, answers queries, and checks that both were made with the same model.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mmsearch import media, search
+from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, pixels_of
+from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
+from mmsearch.errors import MediaError, ModelError, ModelMismatchError, QueryError, SourceError, UsageError
+from mmsearch.ingest import IngestOptions, Progress, Report, ingest, picture_item
+from mmsearch.query import Asked, Picture, Query, picture
+from mmsearch.search import Filters, Hit
+from mmsearch.store.metadata import Store
+from mmsearch.store.reader import Reader
+from mmsearch.store.records import KINDS, FileRow, Kind, NewItem
+from mmsearch.store.vectors import VectorIndex
+from mmsearch.store.writer import Writer
+
+
+@dataclass(frozen=True)
+class Status:
+    """What an index holds."""
+
+    folder: str
+    model: str
+    dim: int
+    images: int
+    passages: int
+    captions: int
+    size_bytes: int  # on disk
+    updated_at: str | None  # UTC, ISO 8601; when a run last ended
+    roots: tuple[str, ...]
+    skipped: tuple[FileRow, ...]
+
+
+class Index:
+    """Pictures and texts that can be searched; opens the index in a folder, or makes one there on the first `add`.
+
+    Safe to use from several threads. Several processes may read while one writes. Close it, or use it in a `with`.
+
+    folder: where the index lives. model: a name that `mmsearch models` lists, an open_clip name, a bundle's folder;
+    None takes the index's own, for a new one $MMSEARCH_MODEL or "auto". encoder: an encoder of your own in place of a
+    model; give the same one whenever you open the index. notify: gets lines worth telling a person, such as a download.
+
+    Raises ModelMismatchError where the index was made with another model, and what is below IndexError_ in
+    mmsearch.errors where it cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        encoder: Encoder | None = None,
+        notify: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.folder = Path(os.fsdecode(folder))
+        self._model = model
+        self._model_source: str | None = None  # where a model lies that has no name to load it by
+        self._encoder = encoder
+        self._own_encoder = encoder is not None
+        self._notify = notify
+        self._opening = threading.RLock()  # held while the model or the index is taken into use
+        self._store: Store | None = None
+        self._vectors: VectorIndex | None = None
+        if Store.exists(self.folder):
+            self._attach(Store(self.folder))
+
+    def __enter__(self) -> "Index":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back files and connections; the index can be opened again at any time."""
+        if self._store is not None:
+            self._store.close()
+
+    @property
+    def exists(self) -> bool:
+        """Whether the index is on disk yet."""
+        return self._store is not None or Store.exists(self.folder)
+
+    # Putting in and taking out
+
+    def add(
+        self,
+        *sources: str | os.PathLike[str],
+        options: IngestOptions | None = None,
+        progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> Report:
+        """Put folders, pictures and text files in, or bring what is in up to date: new, changed, moved and gone files.
+
+        Without sources, everything that was ever put in is looked at again. Broken files are skipped and reported.
+        Raises SourceError for a source that is not there, MissingRootError where a known one is gone or empty (nothing
+        is taken out then), IndexLockedError while another process writes.
+        """
+        options = options or IngestOptions()
+        options = replace(options, captions=tuple(_absolute(table) for table in options.captions))
+        roots = list(dict.fromkeys(_absolute(source) for source in sources))
+        if not self.exists:
+            if not roots and not options.captions:
+                raise UsageError(f"{self.folder} holds nothing yet. Name a folder to index.")
+            for root in (*roots, *options.captions):
+                if not os.path.lexists(root):
+                    raise SourceError(f"{root} is not there. Check the path.")
+            if options.dry_run:
+                with tempfile.TemporaryDirectory() as empty:
+                    return self._ingest(Store.create(Path(empty), {}), roots, options, progress)
+        return self._ingest(self._made(), roots, options, progress)
+
+    def _ingest(
+        self, store: Store, roots: Sequence[str], options: IngestOptions, progress: Callable[[Progress], None]
+    ) -> Report:
+        with store.write(wait_s=options.wait_s) as writer:
+            return ingest(writer, VectorIndex(store), self._loaded, roots, options, progress)
+
+    def add_images(
+        self,
+        images: Iterable[Image.Image | str | os.PathLike[str] | bytes],
+        *,
+        ids: Sequence[str] | None = None,
+        facts: Sequence[Mapping[str, Any]] | None = None,
+        captions: Sequence[str | None] | None = None,
+        wait_s: float | None = None,
+    ) -> list[str]:
+        """Put pictures from memory in, with ids, facts and captions of your own. Returns their ids.
+
+        An id that is there already has its picture, facts and caption replaced. ids, facts and captions are as long as
+        images. Raises MediaError for a picture that cannot be decoded, before anything is written.
+        """
+        embedded: list[Embedded] = []
+        read: list[media.ImageFacts] = []
+        waiting = iter(images)
+        while decoded := [self._decode(image) for image in islice(waiting, PICTURES_AT_ONCE)]:
+            embedded += embed_pixels(self._loaded(), [one.pixels for one in decoded])
+            read += [one.facts for one in decoded]
+        names, own = _checked(ids, facts, len(read))
+        texts = [None] * len(read) if captions is None else list(captions)
+        if len(texts) != len(read):
+            raise UsageError(f"captions has {len(texts)} entries for {len(read)} images.")
+        said = embed_texts(self._loaded(), [text for text in texts if text])
+        self._check_usable(embedded, "picture")
+        self._check_usable(said, "caption")
+        if not read:
+            return []
+        items = [
+            picture_item(row, facts_of_file, name=name, own=mine)
+            for row, facts_of_file, name, mine in zip(embedded, read, names, own, strict=True)
+        ]
+        with self._made().write(wait_s=wait_s) as writer:
+            with writer.transaction():
+                _make_room(writer, names)
+                numbers = writer.put_items(items, None)
+                captioned = [(number, text) for number, text in zip(numbers, texts, strict=True) if text]
+                words = [
+                    NewItem("text", *row, caption_of=number, text=text)
+                    for (number, text), row in zip(captioned, said, strict=True)
+                ]
+                writer.put_items(words, None)
+            self._build_if_due(writer)
+        return [name or f"mm-{number}" for name, number in zip(names, numbers, strict=True)]
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        *,
+        ids: Sequence[str] | None = None,
+        facts: Sequence[Mapping[str, Any]] | None = None,
+        wait_s: float | None = None,
+    ) -> list[str]:
+        """Put texts in, with ids and facts of your own. Returns their ids.
+
+        An id that is there already has its text replaced. A text is one item; what goes beyond the text tower's length
+        is found by keyword only.
+        """
+        given = list(texts)
+        names, own = _checked(ids, facts, len(given))
+        if not given:
+            return []
+        embedded = embed_texts(self._loaded(), given)
+        self._check_usable(embedded, "text")
+        items = [
+            NewItem("text", *row, name=name, text=text, facts=mine)
+            for text, name, mine, row in zip(given, names, own, embedded, strict=True)
+        ]
+        with self._made().write(wait_s=wait_s) as writer:
+            with writer.transaction():
+                _make_room(writer, names)
+                numbers = writer.put_items(items, None)
+            self._build_if_due(writer)
+        return [name or f"mm-{number}" for name, number in zip(names, numbers, strict=True)]
+
+    def _check_usable(self, embedded: Sequence[Embedded], what: str) -> None:
+        for place, row in enumerate(embedded, 1):
+            if not row.usable:
+                raise ModelError(f"'{self._loaded().name}' gives no finite vector for {what} {place}. Leave it out.")
+
+    def _build_if_due(self, writer: Writer) -> None:
+        for kind in KINDS:
+            if self._vector_index.wants_building(writer, kind):
+                self._vector_index.build(writer, kind)
+
+    def remove(self, *paths: str | os.PathLike[str], ids: Sequence[str] = (), wait_s: float | None = 0.0) -> int:
+        """Take items out of the index, by path (a folder means all below it) or by id; no file on disk is touched.
+
+        Returns how many pictures and passages went. Raises SourceError for a path or id that the index does not hold.
+        """
+        store = self._there()
+        with store.write(wait_s=wait_s) as writer, writer.transaction():
+            gone = 0
+            for path in paths:
+                absolute = _absolute(path)
+                rows = list(writer.files_below(absolute))
+                if not rows:
+                    raise SourceError(f"The index holds nothing from {absolute}.")
+                gone += writer.remove_files([row.id for row in rows])
+                writer.forget_roots_below(absolute)
+            numbers = []
+            for name in dict.fromkeys(ids):
+                number = _number(writer, name)
+                if number is None:
+                    raise SourceError(f"The index holds no item with the id '{name}'.")
+                numbers.append(number)
+            writer.remove_items(numbers)
+        return gone + len(numbers)
+
+    # Asking
+
+    def search(
+        self,
+        query: Asked,
+        *,
+        k: int = 10,
+        kind: Kind | None = None,
+        under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        after: str | None = None,
+        before: str | None = None,
+        near: tuple[float, float, float] | None = None,
+        min_score: float | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[Hit]:
+        """The k best hits, pictures and passages, best first; fewer only where fewer pass the filters.
+
+        query: words, "beach + ./dog.jpg - people", a path object, a PIL image, or a Query. A string may name pictures
+        on this machine; for strings from strangers use Query.words. The filters are those of mmsearch.search.Filters.
+        Raises QueryError, MediaError, UsageError.
+        """
+        filters = Filters(kind, _folders(under), after, before, near, min_score, where or {})
+        asked = Query.of(query)
+        self._there()
+        vector, hashes = self._query_vector(asked)
+        with self._there().read() as reader:
+            same = frozenset(reader.items_with_content(hashes))
+            return search.rank(reader, self._vector_index, vector, asked.text, filters, k=_positive(k), leave_out=same)
+
+    def lookup(
+        self,
+        image: Asked,
+        *,
+        k: int = 10,
+        under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        min_score: float | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[Hit]:
+        """Image to text: the k captions and passages that fit a picture best, best first.
+
+        image: a path, the bytes of a file, an open file, or a PIL image. Raises MediaError.
+        """
+        filters = Filters(under=_folders(under), min_score=min_score, where=where or {})
+        self._there()
+        vector, _ = self._query_vector(image if isinstance(image, Query) else Query.of_picture(picture(image)))
+        with self._there().read() as reader:
+            return search.rank_texts(reader, self._vector_index, vector, filters, k=_positive(k))
+
+    def status(self) -> Status:
+        """What the index holds, its model, its size, and every file that was skipped with the reason."""
+        with self._there().read() as reader:
+            roots = reader.roots()
+            return Status(
+                folder=str(self.folder),
+                model=reader.setting("model") or "",
+                dim=int(reader.setting("dim") or 0),
+                **reader.counts(),
+                size_bytes=_size_bytes(self.folder),
+                updated_at=max((root.updated_at for root in roots if root.updated_at), default=None),
+                roots=tuple(root.path for root in roots),
+                skipped=tuple(reader.skipped()),
+            )
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of the index, loaded if it is not yet."""
+        return self._loaded()
+
+    # The model belongs to the index
+
+    def _loaded(self) -> Encoder:
+        with self._opening:
+            if self._encoder is None:
+                from mmsearch.encoders.catalog import load_encoder
+
+                encoder = load_encoder(self._model_source or self._model, progress=self._notify)
+                if self._store is not None:
+                    self._check(self._store, encoder)
+                self._encoder = encoder
+            return self._encoder
+
+    def _attach(self, store: Store) -> None:
+        """Take an index on disk into use, if it was made with the model that is asked for."""
+        try:
+            made_with = self._agreed(store)
+            if self._encoder is not None:
+                self._check(store, self._encoder)
+        except BaseException:
+            store.close()
+            raise
+        self._model = made_with
+        self._vectors, self._store = VectorIndex(store), store  # the store last: whoever sees it sees the other too
+
+    def _agreed(self, store: Store) -> str:
+        """The name of the model that an index was made with, if it is the one asked for."""
+        with store.read() as reader:
+            made_with = reader.setting("model") or ""
+            own = reader.setting("encoder") == "own"
+            source = reader.setting("model_source")
+        if own and not self._own_encoder:
+            raise ModelMismatchError(
+                f"{self.folder} was made with an encoder of your own, '{made_with}'. Open it with "
+                "Index(..., encoder=...) and that encoder."
+            )
+        if not self._own_encoder and self._model not in (None, "auto", made_with):
+            from mmsearch.encoders.catalog import resolve
+
+            if resolve(self._model) != made_with:
+                raise ModelMismatchError(
+                    f"{self.folder} was made with '{made_with}'; you asked for '{self._model}'. Search it with its own "
+                    "model, or build a new index."
+                )
+        self._model_source = source
+        return made_with
+
+    def _check(self, store: Store, encoder: Encoder) -> None:
+        """Refuse a model that the index was not made with: its answers would mean nothing."""
+        with store.read() as reader:
+            made_with, fingerprint, dim = reader.setting("model"), reader.setting("fingerprint"), reader.setting("dim")
+        if self._own_encoder and encoder.name != made_with:
+            raise ModelMismatchError(
+                f"{self.folder} was made with '{made_with}'; this encoder is '{encoder.name}'. Use the one it was made "
+                "with, or build a new index."
+            )
+        if dim != str(encoder.dim) or fingerprint != _fingerprint(encoder):
+            raise ModelMismatchError(
+                f"{self.folder} was made with another version of '{made_with}'. Build a new index with this one, or "
+                "install the version of mmsearch or of the weights that made it."
+            )
+
+    def _made(self) -> Store:
+        """The store, made with the encoder's name and hash in it if it is new."""
+        with self._opening:
+            if not self.exists:
+                encoder = self._loaded()
+                settings = {
+                    "model": encoder.name,
+                    "fingerprint": _fingerprint(encoder),
+                    "dim": str(encoder.dim),
+                    "encoder": "own" if self._own_encoder else "bundle",
+                }
+                if self._model and Path(self._model).expanduser().is_dir():
+                    settings["model_source"] = _absolute(Path(self._model).expanduser())
+                self._attach(Store.create(self.folder, settings))
+            return self._there()
+
+    def _there(self) -> Store:
+        """The store of an index that is on disk."""
+        if self._store is None:
+            with self._opening:
+                if not self.exists:
+                    raise SourceError(f"There is no index in {self.folder} yet. Make one with: mmsearch index FOLDER")
+                if self._store is None:
+                    self._attach(Store(self.folder))
+        assert self._store is not None
+        return self._store
+
+    @property
+    def _vector_index(self) -> VectorIndex:
+        self._there()
+        assert self._vectors is not None
+        return self._vectors
+
+    # Queries
+
+    def _query_vector(self, query: Query) -> tuple[FloatArray, list[str]]:
+        """The query as a vector (dim,), and the content hashes of the pictures in it."""
+        encoder = self._loaded()
+        hashes: list[str] = []
+
+        def encode_texts(texts: Sequence[str]) -> FloatArray:
+            return np.stack([row.vector for row in embed_texts(encoder, texts)])
+
+        def encode_pictures(pictures: Sequence[Picture]) -> FloatArray:
+            decoded = [self._decode(picture) for picture in pictures]
+            hashes.extend(one.facts.content_hash for one in decoded)
+            return np.stack([row.vector for row in embed_pixels(encoder, [one.pixels for one in decoded])])
+
+        return query.vector(encode_texts, encode_pictures), hashes
+
+    def _decode(self, image: Any) -> media.Decoded:
+        source = picture(image)
+        name = source if isinstance(source, str) else "The picture"
+        try:
+            return media.read(source, pixels_of(self._loaded()))
+        except MediaError as error:
+            raise MediaError(f"{name} cannot be read: it {error}.") from error
+        except OSError as error:
+            raise QueryError(f"{name} cannot be opened: {error.strerror or error}.") from error
+
+
+def _size_bytes(folder: Path) -> int:
+    """Of all files in a folder; one that a writer takes away meanwhile does not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.fsdecode(path))
+
+
+def _folders(under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    return tuple(_absolute(folder) for folder in ([under] if isinstance(under, str | os.PathLike) else under))
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    return encoder.fingerprint if isinstance(encoder, FeatureEncoder) else ""
+
+
+def _positive(k: int) -> int:
+    if k < 1:
+        raise UsageError(f"k is how many hits to give, 1 or more, not {k}.")
+    return k
+
+
+def _checked(
+    ids: Sequence[str] | None, facts: Sequence[Mapping[str, Any]] | None, count: int
+) -> tuple[Sequence[str | None], Sequence[Mapping[str, Any]]]:
+    """One id and one mapping of facts for each new item. Raises UsageError."""
+    chosen_ids: Sequence[str | None] = [None] * count if ids is None else list(ids)
+    chosen_facts: Sequence[Mapping[str, Any]] = [{}] * count if facts is None else list(facts)
+    if len(chosen_ids) != count or len(chosen_facts) != count:
+        raise UsageError(
+            f"There are {count} items, {len(chosen_ids)} ids and {len(chosen_facts)} mappings of facts; give one of "
+            "each for an item."
+        )
+    named = [name for name in chosen_ids if name is not None]
+    if len(set(named)) < len(named):
+        raise UsageError("Two items have the same id. Give each its own.")
+    if wrong := next((name for name in named if not name or name.startswith("mm-")), None):
+        raise UsageError(f"'{wrong}' cannot be an id: ids that begin with mm- are given by mmsearch itself.")
+    return chosen_ids, chosen_facts
+
+
+def _make_room(writer: Writer, ids: Sequence[str | None]) -> None:
+    """Take out the items whose ids are given anew."""
+    writer.remove_items(
+        [number for name in ids if name is not None and (number := writer.item_named(name)) is not None]
+    )
+
+
+def _number(reader: Reader, name: str) -> int | None:
+    """The item that an id means: the user's own, or `mm-12`."""
+    if re.fullmatch("mm-[0-9]{1,18}", name):  # SQLite's numbers end at 19 digits
+        number = int(name[3:])
+        return number if number in reader.items([number]) else None
+    return reader.item_named(name)
