@@ -1,0 +1,35 @@
+"""`python -m tests.benchmarks`: measure what the README says, and print it as a table."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import click
+
+from mmsearch.present import table
+from tests.benchmarks import bundle_memory, indexing, queries, rerun
+from tests.benchmarks.measure import machine
+
+ALL = {"indexing": indexing.rows, "queries": queries.rows, "rerun": rerun.rows, "bundle": bundle_memory.rows}
+
+
+@click.command()
+@click.option("--only", type=click.Choice(list(ALL)), multiple=True, help="Measure this alone. Repeatable.")
+@click.option("--quick", is_flag=True, help="Fewer files; minutes instead of an hour.")
+@click.option("--json", "json_file", type=click.Path(), help="Also write the figures to a file.")
+def main(only: tuple[str, ...], quick: bool, json_file: str | None) -> None:
+    """Measure what the README says, and print it as a table."""
+    click.echo(machine())
+    measured = []
+    for name in only or ALL:
+        with tempfile.TemporaryDirectory() as folder:
+            for row in ALL[name](Path(folder), quick):
+                click.echo(f"{row.what}: {row.figure}", err=True)
+                measured.append(row)
+    click.echo(table(("what", "measured"), [(row.what, row.figure) for row in measured]))
+    if json_file is not None:
+        figures = [{"what": row.what, **row.values} for row in measured]
+        Path(json_file).write_text(json.dumps({"machine": machine(), "figures": figures}, indent=2))
+
+
+main()

@@ -1,0 +1,61 @@
+"""Indexing rate and peak memory: photographs of twelve megapixels, and small pictures, with `lite`.
+
+The rate of small pictures is also given as a share of what the encoder alone does on ready arrays in the same run.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mmsearch import load_encoder
+from mmsearch.encoders.base import FeatureEncoder
+from tests import pictures
+from tests.benchmarks.measure import Row, run
+
+DISTINCT = 24  # pictures that are drawn; the others are links to them, decoded and encoded each on its own
+
+
+def rows(folder: Path, quick: bool) -> Iterator[Row]:
+    """Measure in an empty folder."""
+    for what, size, count in (
+        ("12-megapixel photographs", (4000, 3000), 120 if quick else 10_000),
+        ("small pictures (512 px)", (512, 384), 600 if quick else 10_000),
+    ):
+        photos = folder / f"{size[0]}"
+        photos.mkdir()
+        _links(photos, size, count)
+        ran = run(
+            ["index", str(photos), "--model", "lite", "-i", str(folder / f"index-{size[0]}"), "--quiet"],
+            watch_memory=True,
+        )
+        alone = _encoder_rate()
+        rate = count / ran.seconds
+        yield Row(
+            f"index {count:,} {what}",
+            f"{rate:.1f} pictures/s, {rate / alone:.2f} of the encoder alone, peak {ran.peak_mb:,.0f} MB",
+            {"count": count, "pictures_per_s": rate, "of_encoder_alone": rate / alone, "peak_mb": ran.peak_mb},
+        )
+
+
+def _links(folder: Path, size: tuple[int, int], count: int) -> None:
+    for number in range(count):
+        path = folder / f"{number:05}.jpg"
+        if number < DISTINCT:
+            pictures.photo(path, size, number)
+        else:
+            os.link(folder / f"{number % DISTINCT:05}.jpg", path)
+
+
+def _encoder_rate() -> float:
+    """Pictures a second that the encoder does on ready arrays."""
+    encoder = load_encoder("lite")
+    assert isinstance(encoder, FeatureEncoder)
+    batch = np.random.default_rng(0).integers(0, 256, (16, encoder.pixels.height, encoder.pixels.width, 3), np.uint8)
+    encoder.project_images(encoder.image_features(batch))
+    started = time.perf_counter()
+    for _ in range(10):
+        encoder.project_images(encoder.image_features(batch))
+    return 160 / (time.perf_counter() - started)
