@@ -147,7 +147,7 @@ def rank(
     if match := match_expression(words):
         found = reader.keyword_ranking(match, condition, values, depth)
         rankings["keyword"] = [item for item in found if item not in leave_out]
-        order = fuse((order, rankings["keyword"]))
+        order = fuse((rankings["keyword"], order))  # a tie goes to the words: they are in the name itself
     return _hits(reader, query, order, rankings, filters.min_score, k)
 
 

@@ -1,6 +1,7 @@
 """What every test may use, and which tests run when: slow ones only with `--slow`."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,11 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 def command(*arguments: str | bytes) -> list[str | bytes]:
     """The command line of this checkout."""
     return [sys.executable, str(ROOT / "cli.py"), *arguments]
+
+
+def as_from_a_terminal() -> None:
+    """For a child process: heed Ctrl-C, which a shell has what it starts in the background ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.colours import plain, swatch
-from tests.conftest import ROOT, Run, command
+from tests.conftest import ROOT, Run, as_from_a_terminal, command
 
 PHOTOS = ROOT / "photos"
 
@@ -174,10 +174,18 @@ def test_environment_variables_name_the_index_and_the_model(
 def test_ctrl_c_says_what_is_kept_and_exits_with_130(home: Path) -> None:
     many = home / "many"
     many.mkdir()
-    for seed in range(3000):
-        swatch("red", seed, (160, 120)).save(many / f"{seed}.png")
+    swatch("red", 0, (160, 120)).save(many / "0.png")
+    for number in range(1, 5000):
+        os.link(many / "0.png", many / f"{number}.png")
     arguments = command("index", str(many), "--model", "lite")
-    run = subprocess.Popen(arguments, cwd=home, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        arguments,
+        cwd=home,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_from_a_terminal,
+    )
     time.sleep(4)
     run.send_signal(signal.SIGINT)
     stopped = time.monotonic()

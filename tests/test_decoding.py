@@ -21,6 +21,7 @@ from mmsearch.decoding import DecodePool, Skip
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.media import Decoded
 from tests import pictures
+from tests.conftest import as_from_a_terminal
 
 SPEC = PixelSpec(64, 64)
 
@@ -302,6 +303,7 @@ def test_workers_end_with_the_program_however_it_ends(tmp_path: Path, how: signa
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=as_from_a_terminal,
     ) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == b"ready\n"

@@ -77,12 +77,12 @@ def test_readers_go_on_while_someone_writes(index: Index) -> None:
         assert time.monotonic() - started < 2.0
 
 
-@pytest.mark.parametrize("delay_s", [0.3, 0.6, 0.9, 1.2, 1.6])
+@pytest.mark.parametrize("delay_s", [0.4, 0.8, 1.3])
 def test_a_killed_run_leaves_nothing_half_there_and_goes_on(tmp_path: Path, delay_s: float) -> None:
     many = tmp_path / "many"
     many.mkdir()
-    for seed in range(300):
-        swatch("red", seed, (400, 300)).save(many / f"{seed}.png")
+    for seed in range(150):
+        swatch("red", seed, (200, 150)).save(many / f"{seed}.png")
     script = (
         "import sys; from mmsearch.index import Index; from tests.colours import ColourEncoder\n"
         "Index(sys.argv[1], encoder=ColourEncoder()).add(sys.argv[2])"
@@ -97,8 +97,8 @@ def test_a_killed_run_leaves_nothing_half_there_and_goes_on(tmp_path: Path, dela
             kept = index.status().images
             assert len(index.search("red", k=1000)) == kept
         index.add(many)
-        assert whole(index) == index.status().images == 300
-        assert len(index.search("red", k=1000)) == 300
+        assert whole(index) == index.status().images == 150
+        assert len(index.search("red", k=1000)) == 150
 
 
 # Damage

@@ -22,6 +22,7 @@ import shutil
 import string
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -356,7 +357,7 @@ def write_bundle(
         says["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
         (draft / MANIFEST).write_text(json.dumps(says, indent=2) + "\n", encoding="utf-8")
         check(Bundle.open(draft))
-    return Bundle.open(target)
+    return _open_among_writers(target)
 
 
 def optimise(model: Path, optimised: Path) -> None:
@@ -395,6 +396,15 @@ def _becoming(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _open_among_writers(target: Path) -> Bundle:
+    """Open a bundle that was just put in place, which another writer may be exchanging for its own at this moment."""
+    for _ in range(50):
+        with suppress(ModelError):
+            return Bundle.open(target)
+        time.sleep(0.02)
+    return Bundle.open(target)
 
 
 def _put_in_place(draft: Path, target: Path) -> None:
