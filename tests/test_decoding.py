@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,11 @@ def is_alive(process_id: int) -> bool:
 
 
 def children(of: int) -> list[int]:
-    return [int(n) for n in Path(f"/proc/{of}/task/{of}/children").read_text().split()] + [
-        int(n)
-        for task in Path(f"/proc/{of}/task").iterdir()
-        if task.name != str(of)
-        for n in (task / "children").read_text().split()
-    ]
+    found: list[int] = []
+    for task in Path(f"/proc/{of}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found += [int(number) for number in (task / "children").read_text().split()]
+    return found
 
 
 def eventually(true: object, within_s: float = 10.0) -> bool:
@@ -305,16 +305,19 @@ def test_workers_end_with_the_program_however_it_ends(tmp_path: Path, how: signa
         start_new_session=True,
         preexec_fn=as_from_a_terminal,
     ) as program:
-        assert program.stdout is not None
-        assert program.stdout.readline() == b"ready\n"
-        workers = children(program.pid)
-        assert workers
-        if how == signal.SIGINT:
-            os.killpg(program.pid, how)  # as a terminal does: to the program and all of its group
-        else:
+        try:
+            assert program.stdout is not None
+            assert program.stdout.readline() == b"ready\n"
+            workers = children(program.pid)
+            assert workers
+            if how == signal.SIGINT:
+                os.killpg(program.pid, how)  # as a terminal does: to the program and all of its group
+            else:
+                program.kill()
+            assert program.wait(10) == -how
+            assert eventually(lambda: not any(is_alive(worker) for worker in workers))
+        finally:
             program.kill()
-        assert program.wait(10) == -how
-        assert eventually(lambda: not any(is_alive(worker) for worker in workers))
 
 
 def test_names_of_any_bytes_travel(tmp_path: Path) -> None:

@@ -1,16 +1,14 @@
-"""Peak memory and time of making the bundle of ViT-B-32-256: `python -m tests.benchmarks.bundle_memory`.
-
-Random weights. The promise is less than 4 GB; another architecture may be given: `... bundle_memory ViT-L-14`.
-"""
+"""Peak memory and time of making the bundle of ViT-B-32-256, with random weights; the promise is less than 4 GB."""
 
 import resource
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmsearch.encoders.openclip import make_bundle
+from tests.benchmarks.measure import Row
 
 SAVE_RANDOM_WEIGHTS = """
 import sys, open_clip, torch
@@ -21,29 +19,23 @@ save_file({name: tensor.contiguous() for name, tensor in model.state_dict().item
 """
 
 
-def main() -> None:
-    """Prints one row; the conversion runs in a child process, whose memory is what counts."""
-    architecture = sys.argv[1] if len(sys.argv) > 1 else "ViT-B-32-256"
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "weights.safetensors"
-        # Its own peak is below that of the conversion, which loads the same model.
-        subprocess.run(
-            [sys.executable, "-c", SAVE_RANDOM_WEIGHTS, architecture, weights], check=True, capture_output=True
-        )
-        before = peak_gb()
-        started = time.monotonic()
-        bundle = make_bundle(f"{architecture}@{weights}", Path(folder) / "bundle")
-        seconds = time.monotonic() - started
-        size_mb = sum(path.stat().st_size for path in bundle.folder.iterdir()) / 1e6
-    print(f"{'model':24} {'peak GB':>8} {'(to save it first)':>19} {'seconds':>8} {'bundle MB':>10}")
-    print(f"{architecture:24} {peak_gb():8.2f} {before:19.2f} {seconds:8.0f} {size_mb:10.0f}")
+def rows(folder: Path, quick: bool, architecture: str = "ViT-B-32-256") -> Iterator[Row]:
+    """Measure in an empty folder; the conversion runs in a child process, whose memory is what counts."""
+    weights = folder / "weights.safetensors"
+    # Its own peak is below that of the conversion, which loads the same model
+    subprocess.run([sys.executable, "-c", SAVE_RANDOM_WEIGHTS, architecture, weights], check=True, capture_output=True)
+    started = time.monotonic()
+    bundle = make_bundle(f"{architecture}@{weights}", folder / "bundle")
+    seconds = time.monotonic() - started
+    size_mb = sum(path.stat().st_size for path in bundle.folder.iterdir()) / 1e6
+    yield Row(
+        f"make the bundle of {architecture}",
+        f"{seconds:.0f} s, peak {peak_mb():,.0f} MB, {size_mb:,.0f} MB on disk",
+        {"seconds": seconds, "peak_mb": peak_mb(), "size_mb": size_mb},
+    )
 
 
-def peak_gb() -> float:
+def peak_mb() -> float:
     """The largest child process so far; Linux counts in KiB, macOS in bytes."""
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
-
-
-if __name__ == "__main__":
-    main()
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -26,7 +26,7 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
     ):
         photos = folder / f"{size[0]}"
         photos.mkdir()
-        _links(photos, size, count)
+        draw(photos, size, count)
         ran = run(
             ["index", str(photos), "--model", "lite", "-i", str(folder / f"index-{size[0]}"), "--quiet"],
             watch_memory=True,
@@ -40,7 +40,8 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
         )
 
 
-def _links(folder: Path, size: tuple[int, int], count: int) -> None:
+def draw(folder: Path, size: tuple[int, int], count: int) -> None:
+    """So many photographs, of which only the first few are drawn."""
     for number in range(count):
         path = folder / f"{number:05}.jpg"
         if number < DISTINCT:
