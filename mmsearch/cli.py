@@ -372,7 +372,7 @@ def _status_text(status: Status) -> str:
         ("captions", f"{status.captions:,}"),
         ("on disk", f"{status.size_bytes / 1e6:,.1f} MB"),
         ("up to date", status.updated_at or "no run has ended yet"),
-        *(("folder" if number == 0 else "", root) for number, root in enumerate(status.roots)),
+        *(("source" if number == 0 else "", root) for number, root in enumerate(status.roots)),
         ("skipped", f"{len(status.skipped):,}"),
     ]
     lines = [f"{name:<11}{printable(readable(value))}" for name, value in facts]

@@ -5,6 +5,7 @@ sources in, answers queries, and checks that both were made with the same model.
 """
 
 import contextlib
+import json
 import os
 import re
 import tempfile
@@ -473,6 +474,11 @@ def _checked(
             f"There are {count} items, {len(chosen_ids)} ids and {len(chosen_facts)} mappings of facts; give one of "
             "each for an item."
         )
+    for own in chosen_facts:
+        try:
+            json.dumps(dict(own), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"These facts cannot be kept as JSON ({error}): {dict(own)!r}.") from error
     named = [name for name in chosen_ids if name is not None]
     if len(set(named)) < len(named):
         raise UsageError("Two items have the same id. Give each its own.")

@@ -414,3 +414,10 @@ def test_a_model_in_a_folder_is_found_again_from_anywhere(tmp_path: Path, monkey
     monkeypatch.chdir("/")
     with Index(tmp_path / "index") as index:
         assert index.search("cat", k=1)[0].text == "a cat"
+
+
+def test_facts_that_cannot_be_kept_are_refused_before_anything_is_written(index: Index) -> None:
+    for value in (float("nan"), object(), {1, 2}):
+        with pytest.raises(UsageError, match="cannot be kept as JSON"):
+            index.add_texts(["a"], facts=[{"value": value}])
+    assert not index.exists or index.status().passages == 0

@@ -310,6 +310,21 @@ def test_a_run_that_is_stopped_keeps_its_batches_and_goes_on_from_there(
     assert index.status().images == 60
 
 
+def test_a_file_that_vanishes_after_the_scan_is_skipped_and_read_when_it_is_back(index: Index, photos: Path) -> None:
+    def vanish(progress: Progress) -> None:
+        if progress.done == 0:
+            (photos / "red.png").unlink(missing_ok=True)
+            (photos / "notes.txt").unlink(missing_ok=True)
+
+    (photos / "notes.txt").write_text("soon gone")
+    report = index.add(photos, progress=vanish)
+    assert {Path(skip.path).name for skip in report.skipped} == {"red.png", "notes.txt"}
+    assert index.status().images == 2
+    plain("red").save(photos / "red.png")
+    assert index.add(photos).skipped == []
+    assert index.status().images == 3
+
+
 def test_a_picture_without_a_vector_is_skipped_alone(tmp_path: Path, photos: Path) -> None:
     class Nan(ColourEncoder):
         def encode_images(self, images: object) -> np.ndarray:  # type: ignore[override]
