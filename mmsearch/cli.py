@@ -51,6 +51,8 @@ def main() -> None:
     except BrokenPipeError:  # `mmsearch search … | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # a full disk behind stdout, say; what goes wrong with an index is an Error
+        code = _fail(f"{error.filename or 'The output'}: {error.strerror or error}.", 1)
     sys.exit(code or 0)
 
 
@@ -246,10 +248,14 @@ def index_command(
         report = index.add(*paths, options=options, progress=progress)
         if not quiet:
             click.echo(_report(report, index))
+    for sentence in report.missing:
+        _fail(sentence, 1)
     for skip in [] if quiet else report.skipped[:SHOWN_SKIPS]:
         _note(f"  skipped {skip.path}: {skip.reason}")
     if not quiet and len(report.skipped) > SHOWN_SKIPS:
-        _note(f"  and {len(report.skipped) - SHOWN_SKIPS} more; `mmsearch status` lists them all")
+        _note(f"  and {len(report.skipped) - SHOWN_SKIPS} more; `mmsearch status` lists the files")
+    if report.missing:
+        raise SystemExit(1)
 
 
 def _report(report: Report, index: Index) -> str:
@@ -269,7 +275,19 @@ def _report(report: Report, index: Index) -> str:
     return f"{index.folder}: {said} ({report.seconds:.1f} s)"
 
 
-@cli.command(name="search")
+class QueryCommand(click.Command):
+    """A command whose arguments may begin with a minus that takes a term away: "- people" is no option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put such arguments where click looks for no options."""
+        end = args.index("--") if "--" in args else len(args)
+        taken = [argument for argument in args[:end] if argument.startswith("- ")]
+        if taken:
+            args = [argument for argument in args[:end] if argument not in taken] + ["--", *taken, *args[end + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+@cli.command(name="search", cls=QueryCommand)
 @click.argument("query", nargs=-1, required=True)
 @index_option
 @click.option("-k", "k", default=10, show_default=True, type=click.IntRange(1), help="How many hits.")

@@ -39,6 +39,11 @@ def pixels_of(encoder: Encoder) -> PixelSpec:
     return encoder.pixels if isinstance(encoder, FeatureEncoder) else PLAIN_PIXELS
 
 
+def encodable(text: str) -> str:
+    """Text without lone surrogates, as in a file name that is not UTF-8: no tokenizer and no database takes them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def fits(encoder: Encoder) -> Callable[[str], bool]:
     """Whether a text is read to its end."""
     if isinstance(encoder, FeatureEncoder):
@@ -59,7 +64,7 @@ def embed_texts(encoder: Encoder, texts: Sequence[str]) -> list[Embedded]:
     """Texts, in batches."""
     embedded: list[Embedded] = []
     for start in range(0, len(texts), TEXTS_AT_ONCE):
-        part = texts[start : start + TEXTS_AT_ONCE]
+        part = [encodable(text) for text in texts[start : start + TEXTS_AT_ONCE]]
         if isinstance(encoder, FeatureEncoder):
             features = encoder.text_features(part)
             embedded += [Embedded(*row) for row in zip(encoder.project_texts(features), features, strict=True)]

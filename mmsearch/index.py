@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mmsearch import media, search
-from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, pixels_of
+from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, encodable, pixels_of
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
 from mmsearch.errors import MediaError, ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.ingest import IngestOptions, Progress, Report, ingest, picture_item
@@ -48,6 +48,9 @@ class Status:
     updated_at: str | None  # UTC, ISO 8601; when a run last ended
     roots: tuple[str, ...]
     skipped: tuple[FileRow, ...]
+
+
+MAX_HITS = 1_000_000_000  # SQLite's numbers and FAISS's end not much higher
 
 
 class Index:
@@ -124,9 +127,10 @@ class Index:
             for root in (*roots, *options.captions):
                 if not os.path.lexists(root):
                     raise SourceError(f"{root} is not there. Check the path.")
+            with tempfile.TemporaryDirectory() as empty:  # so that a mistake is found before an index and its model are
+                planned = self._ingest(Store.create(Path(empty), {}), roots, replace(options, dry_run=True), progress)
             if options.dry_run:
-                with tempfile.TemporaryDirectory() as empty:
-                    return self._ingest(Store.create(Path(empty), {}), roots, options, progress)
+                return planned
         return self._ingest(self._made(), roots, options, progress)
 
     def _ingest(
@@ -195,6 +199,9 @@ class Index:
         is found by keyword only.
         """
         given = list(texts)
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in given):
+            raise UsageError("add_texts takes a list of strings.")
+        given = [encodable(text) for text in given]
         names, own = _checked(ids, facts, len(given))
         if not given:
             return []
@@ -226,13 +233,15 @@ class Index:
 
         Returns how many pictures and passages went. Raises SourceError for a path or id that the index does not hold.
         """
+        if isinstance(ids, str):
+            raise UsageError("ids is a list of strings.")
         store = self._there()
         with store.write(wait_s=wait_s) as writer, writer.transaction():
             gone = 0
             for path in paths:
                 absolute = _absolute(path)
                 rows = list(writer.files_below(absolute))
-                if not rows:
+                if not rows and all(root.path != absolute for root in writer.roots()):
                     raise SourceError(f"The index holds nothing from {absolute}.")
                 gone += writer.remove_files([row.id for row in rows])
                 writer.forget_roots_below(absolute)
@@ -395,6 +404,8 @@ class Index:
         """The store of an index that is on disk."""
         if self._store is None:
             with self._opening:
+                if self.folder.is_file():
+                    raise UsageError(f"{self.folder} is a file; an index is a folder.")
                 if not self.exists:
                     raise SourceError(f"There is no index in {self.folder} yet. Make one with: mmsearch index FOLDER")
                 if self._store is None:
@@ -446,6 +457,8 @@ def _size_bytes(folder: Path) -> int:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
+    if not os.fspath(path):
+        raise UsageError("A path is empty. Name a file or folder; the current one is '.'.")
     return os.path.abspath(os.fsdecode(path))
 
 
@@ -458,9 +471,9 @@ def _fingerprint(encoder: Encoder) -> str:
 
 
 def _positive(k: int) -> int:
-    if k < 1:
-        raise UsageError(f"k is how many hits to give, 1 or more, not {k}.")
-    return k
+    if not isinstance(k, int) or k < 1:
+        raise UsageError(f"k is how many hits to give, a whole number of 1 or more, not {k}.")
+    return min(k, MAX_HITS)
 
 
 def _checked(
@@ -476,10 +489,12 @@ def _checked(
         )
     for own in chosen_facts:
         try:
-            json.dumps(dict(own), allow_nan=False)
+            json.dumps(dict(own), allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
             raise UsageError(f"These facts cannot be kept as JSON ({error}): {dict(own)!r}.") from error
     named = [name for name in chosen_ids if name is not None]
+    if any(not isinstance(name, str) for name in named):
+        raise UsageError("An id is a string; turn numbers into strings with str().")
     if len(set(named)) < len(named):
         raise UsageError("Two items have the same id. Give each its own.")
     if wrong := next((name for name in named if not name or name.startswith("mm-")), None):

@@ -5,6 +5,7 @@ transaction, so that a kill at any moment loses at most the batch in flight and 
 file's size and time say is unchanged is not opened; a file with the content of a known one takes over its vector.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -69,6 +70,7 @@ class Report:
     unchanged: int = 0
     captions: int = 0
     skipped: list[Skip] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # of what was once put in and is not there now, a sentence each
     dry_run: bool = False
     seconds: float = 0.0
 
@@ -120,24 +122,59 @@ class _Run:
         self._report = Report(dry_run=options.dry_run)
         self._done = self._total = 0
         self._notified_at = 0.0
+        self._known: dict[str, FileRow] = {}
+        self._unlisted: dict[str, str] = {}  # path -> reason, of what was skipped before it became a file to read
 
     def run(self, roots: Sequence[str]) -> Report:
         started = time.monotonic()
-        sources = [*map(self._as_folder, roots), *map(self._as_table, self._options.captions)] or self._writer.roots()
-        tables = {source.path: self._read_table(source) for source in sources if _is_table(source)}
-        plan = self._plan([source for source in sources if not _is_table(source)], tables)
-        report = self._report
-        fresh = [file for file in plan.fresh if file.kind != "caption"]  # captions are counted as they are written
-        report.changed = sum(file.path in plan.known for file in fresh)
-        report.added = len(plan.copies) + len(fresh) - report.changed
-        report.moved, report.removed = len(plan.moves), sum(row.kind != "caption" for row in plan.gone.values())
+        asked = [*map(self._as_folder, roots), *map(self._as_table, self._options.captions)]
+        sources = [source for source in asked or self._writer.roots() if not self._forgets(source, bool(asked))]
+        sources.sort(key=_is_table)  # folders first: they know more of a picture than that it is named
+        tables: dict[str, Captions] = {}
+        plan = _Plan()
+        found: dict[str, SourceFile] = {}
+        there = []
+        for source in sources:
+            try:
+                if _is_table(source):
+                    tables[source.path] = self._read_table(source)
+                    self._look_up(source.path, tables[source.path], plan, found)
+                else:
+                    self._scan(source, plan, found)
+                there.append(source)
+            except SourceError as error:
+                if asked:
+                    raise
+                self._report.missing.append(str(error))
+        self._compare(plan, found)
         if not self._options.dry_run:
-            self._carry_out(plan, tables)
+            self._carry_out(plan, self._remembered_captions(plan) | tables)
             with self._writer.transaction():
-                for source in sources:
+                for source in there:
                     self._writer.put_root(source.path, source.options)
-        report.seconds = time.monotonic() - started
-        return report
+        self._report.seconds = time.monotonic() - started
+        return self._report
+
+    def _forgets(self, source: Root, asked: bool) -> bool:
+        """Take a source that is gone out for good, with all that came from it, where that was insisted on."""
+        if asked or not self._options.accept_missing or os.path.lexists(source.path):
+            return False
+        rows = list(self._writer.files_below(source.path))
+        self._report.removed += sum(row.kind in ("image", "text") and row.skipped is None for row in rows)
+        if not self._options.dry_run:
+            with self._writer.transaction():
+                self._writer.remove_files([row.id for row in rows])
+                self._writer.forget_roots_below(source.path)
+        return True
+
+    def _remembered_captions(self, plan: _Plan) -> dict[str, Captions]:
+        """Tables that were once put in, where a picture is new: they may have captions for it."""
+        tables: dict[str, Captions] = {}
+        if any(file.kind == "image" for file in (*plan.fresh, *(file for _, file in plan.copies))):
+            for source in filter(_is_table, self._writer.roots()):
+                with contextlib.suppress(SourceError):  # gone since; its captions stay as they are
+                    tables[source.path] = self._read_table(source)
+        return tables
 
     def _as_folder(self, path: str) -> Root:
         return Root(path, {"exclude": self._options.exclude, "follow_links": self._options.follow_links}, None)
@@ -148,12 +185,9 @@ class _Run:
 
     # Planning: nothing is written here
 
-    def _plan(self, roots: Sequence[Root], tables: Mapping[str, Captions]) -> _Plan:
-        plan, found = _Plan(), dict[str, SourceFile]()
-        for root in roots:
-            self._scan(root, plan, found)
-        for table, pictures in tables.items():
-            self._look_up(table, pictures, plan, found)
+    def _compare(self, plan: _Plan, found: Mapping[str, SourceFile]) -> None:
+        """Put into the plan what was found and is new or changed, and count."""
+        report = self._report
         plan.gone = {number: row for number, row in plan.gone.items() if row.path not in found}
         fresh = []
         for file in found.values():
@@ -164,12 +198,17 @@ class _Run:
                 file.kind,
             ):
                 fresh.append(file)
+            elif row.skipped is not None:
+                report.skipped.append(Skip(row.path, row.skipped))
             else:
-                self._report.unchanged += file.kind != "caption"
-                if row.skipped is not None:
-                    self._report.skipped.append(Skip(row.path, row.skipped))
+                report.unchanged += file.kind != "caption"
         self._recognise(fresh, plan)
-        return plan
+        self._known = plan.known
+        to_read = [file for file in plan.fresh if file.kind != "caption"]  # captions are counted as they are written
+        report.changed = sum(file.path in plan.known for file in to_read)
+        report.added = len(plan.copies) + len(to_read) - report.changed
+        report.moved = len(plan.moves)
+        report.removed += sum(row.kind != "caption" and row.skipped is None for row in plan.gone.values())
 
     def _scan(self, source: Root, plan: _Plan, found: dict[str, SourceFile]) -> None:
         """Add to the plan what lies at a root, and what the store knows there that is gone."""
@@ -181,25 +220,31 @@ class _Run:
             for entry in scan(root, options):
                 if isinstance(entry, Unread):
                     unread.append(entry)
-                    self._report.skipped.append(Skip(entry.path, entry.reason))
+                    self._leave_out(Skip(entry.path, entry.reason))
                     continue
                 here[entry.path] = entry
                 if entry.kind == "caption":
                     plan.captions.append(entry)
         elif not known:
             raise SourceError(f"{root} is not there. Check the path.")
-        items = sum(row.kind != "captions" for row in known.values())
-        if items and not here and not unread and not self._options.accept_missing:
+        items = sum(row.kind != "captions" and row.skipped is None for row in known.values())
+        if items and not here and not unread and _is_empty(root) and not self._options.accept_missing:
             state = "is empty" if os.path.lexists(root) else "is not there"
             raise MissingRootError(
                 f"{root} {state}, but the index holds {items} files from it, and they were kept. Plug the drive in, "
                 "or use --accept-missing to take them out."
             )
         blind = tuple(entry.path.rstrip(os.sep) + os.sep if entry.is_folder else entry.path for entry in unread)
+        nested = tuple(  # put in by themselves, they are not under this one's rules
+            other.path + os.sep for other in self._writer.roots() if other.path.startswith(root.rstrip(os.sep) + os.sep)
+        )
         plan.gone |= {
             row.id: row
             for row in known.values()
-            if row.path not in here and row.kind != "captions" and not row.path.startswith(blind)
+            if row.path not in here
+            and row.kind != "captions"
+            and not row.path.startswith(blind)
+            and not (row.path.startswith(nested) and os.path.lexists(row.path))
         }
         plan.known.update(known)
         found.update(here)
@@ -210,7 +255,7 @@ class _Run:
         columns = {name: source.options[name] for name in ("path_column", "text_column")}
         for row in read_captions(source.path, **columns):
             if isinstance(row, BadRow):
-                self._report.skipped.append(Skip(source.path, f"row {row.row}: {row.reason}"))
+                self._leave_out(Skip(source.path, f"row {row.row}: {row.reason}"))
             else:
                 pictures.setdefault(row.path, []).append(row.text)
         return pictures
@@ -235,7 +280,7 @@ class _Run:
                 "paths, or use --accept-missing to go on without them."
             )
         for path, row in missing:
-            self._report.skipped.append(Skip(path, f"is named in {os.path.basename(table)}, but not there"))
+            self._leave_out(Skip(path, f"is named in {os.path.basename(table)}, but not there"))
             if row is not None:
                 plan.gone[row.id] = row
 
@@ -290,6 +335,7 @@ class _Run:
             self._write_captions(self._table_file(table), captions)
         self._vectors.build(self._writer, "image")
         self._vectors.build(self._writer, "text")
+        self._list_left_out()
         self._tell(at_once=True)
 
     def _read_pictures(self, files: Sequence[SourceFile]) -> None:
@@ -408,9 +454,28 @@ class _Run:
         facts = os.stat(table)
         return NewFile(table, "captions", facts.st_size, facts.st_mtime_ns)
 
+    def _leave_out(self, skip: Skip) -> None:
+        """Report what was skipped before it became a file to read; of a table, status shows the first row."""
+        self._report.skipped.append(skip)
+        self._unlisted.setdefault(skip.path, skip.reason)
+
+    def _list_left_out(self) -> None:
+        """Keep these reasons too, for `status`; where items came from the path before, they and their file stay."""
+        with self._writer.transaction():
+            for path, reason in self._unlisted.items():
+                row = self._writer.file(path)
+                if row is None or row.skipped is not None or row.kind == "captions":
+                    kind: FileKind = "image" if row is None else row.kind
+                    size_bytes, modified_ns = (0, None) if row is None else (row.size_bytes, row.modified_ns)
+                    self._writer.put_file(NewFile(path, kind, size_bytes, modified_ns, skipped=reason))
+
     def _skip(self, file: SourceFile, skip: Skip, *, counted: bool = True) -> None:
         """Keep the reason with the file, so that it is shown later and the file is not tried again until it changes."""
         self._report.skipped.append(skip)
+        if counted and file.path in self._known:
+            self._report.changed -= 1
+        elif counted:
+            self._report.added -= 1
         row = self._writer.file(file.path)
         with self._writer.transaction():
             if not skip.transient:
@@ -451,6 +516,16 @@ def picture_item(embedded: Embedded, facts: ImageFacts, *, name: str | None = No
 
 def _is_table(source: Root) -> bool:
     return "captions" in source.options
+
+
+def _is_empty(root: str) -> bool:
+    """Whether a root is gone, or a folder with nothing to see in it, as a mount point without its drive."""
+    try:
+        return all(name.startswith(".") for name in os.listdir(root))
+    except NotADirectoryError:
+        return False
+    except OSError:
+        return True
 
 
 def _text_of(path: str) -> tuple[str, str] | Skip:

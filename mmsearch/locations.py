@@ -18,7 +18,7 @@ def index_folder(name: str) -> Path:
             f"'{name}' is no name for an index. Give a name such as photos, or a folder such as ./photos-index."
         )
     if os.sep in name or (os.altsep and os.altsep in name):
-        return Path(name)
+        return Path(name).expanduser()
     if Path("indexes").is_dir():
         return Path("indexes") / name
     import platformdirs

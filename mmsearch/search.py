@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Literal
 
+from mmsearch.embedding import encodable
 from mmsearch.errors import UsageError
 from mmsearch.store.paths import below
 from mmsearch.store.reader import Reader
@@ -76,12 +77,16 @@ class Filters:
     where: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a date or place that is none."""
+        """Raises UsageError for a kind, date or place that is none."""
+        if self.kind not in (None, *KINDS):
+            raise UsageError(f"kind is image or text, not '{self.kind}'.")
         for name in ("after", "before"):
             given = getattr(self, name)
-            if given is not None and not _is_date(given):
+            if given is not None and not (isinstance(given, str) and _is_date(given)):
                 raise UsageError(f"{name} takes a date as 2023, 2023-07 or 2023-07-14, not '{given}'.")
         if self.near is not None:
+            if isinstance(self.near, str) or len(self.near) != 3:
+                raise UsageError("near takes three numbers: latitude, longitude and a distance in km.")
             latitude, longitude, distance_km = self.near
             if not (-90 <= latitude <= 90 and -180 <= longitude <= 180 and distance_km > 0):
                 raise UsageError(
@@ -115,7 +120,7 @@ class Filters:
         for key, wanted in self.where.items():
             comparison, bound = _comparison(key, wanted)
             parts.append(f"EXISTS (SELECT 1 FROM json_each(i.facts) WHERE key = ? AND {comparison})")
-            values += [_encodable(key), *bound]
+            values += [encodable(key), *bound]
         return " AND ".join(parts) or "1", values
 
 
@@ -142,7 +147,8 @@ def rank(
         scores[kind] = {item: score for item, score in ranked.items() if item not in leave_out}
     mixed = all(scores.values())
     usual = {kind: vectors.usual_scores(reader, kind, query) if mixed else (0.0, 1.0) for kind in KINDS}
-    order = by_meaning(scores, usual)
+    # Who asks with pictures alone wants pictures: texts come after them
+    order = by_meaning(scores, usual) if words else list(scores["image"] | scores["text"])
     rankings: dict[Ranking, Sequence[int]] = {kind: list(scores[kind]) for kind in KINDS}
     if match := match_expression(words):
         found = reader.keyword_ranking(match, condition, values, depth)
@@ -201,7 +207,7 @@ def match_expression(words: str) -> str:
     Whatever is typed is data: each word goes in as a quoted string, which FTS5 takes apart by its own rules. All words
     are asked for, since a ranking by one common word of a sentence would push good pictures down.
     """
-    found = [word for word in _encodable(words.replace("\0", " ")).split() if any(letter.isalnum() for letter in word)]
+    found = [word for word in encodable(words.replace("\0", " ")).split() if any(letter.isalnum() for letter in word)]
     telling = [word for word in found if word.lower().strip(PUNCTUATION) not in STOP_WORDS] or found
     return " ".join(_phrase(word) for word in telling[:MAX_WORDS])
 
@@ -315,9 +321,4 @@ def _fact(key: str, value: object) -> object:
         )
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise UsageError(f"where: '{key}' is compared with {value}, which is beyond the whole numbers of 64 bits.")
-    return _encodable(value) if isinstance(value, str) else value
-
-
-def _encodable(text: str) -> str:
-    """Text without lone surrogates, which SQLite cannot take; nothing in the index has them either."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return encodable(value) if isinstance(value, str) else value

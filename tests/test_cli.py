@@ -120,6 +120,7 @@ def test_removed_items_are_not_found(indexed: Run) -> None:
         (["remove", "not-there.jpg"], 1, "holds nothing from"),
         (["index", str(PHOTOS), "--model", "ViT-B-32-256/datacomp_s34b_b86k"], 1, "was made with 'lite'"),
         (["status", "-i", ".."], 2, "no name for an index"),
+        (["remove", ""], 2, "empty"),
     ],
 )
 def test_a_mistake_is_one_clear_sentence(indexed: Run, arguments: list[str], code: int, says: str) -> None:
@@ -237,3 +238,17 @@ def test_a_search_imports_nothing_heavy(indexed: Run, home: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_a_query_may_begin_with_what_is_taken_away(indexed: Run) -> None:
+    assert indexed("search", "- people", "-k", "1").returncode == 0
+    assert indexed("search", "-k", "1", "--", "-x").returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_sentence(indexed: Run, home: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        arguments = command("search", "cat", "--json")
+        done = subprocess.run(arguments, cwd=home, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr and "Traceback" not in done.stderr

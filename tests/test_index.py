@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,7 +204,11 @@ def test_one_index_serves_many_threads(colours: Index) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks on this system")
-def test_a_forked_worker_of_a_web_server_searches(colours: Index) -> None:
+def test_a_forked_worker_of_a_web_server_searches(index: Index) -> None:
+    index.add_images([plain(colour) for colour in COLOURS], ids=list(COLOURS))
+    index.add_images([swatch("black", seed, (8, 8)) for seed in range(2_000)])
+    _build(index)  # FAISS has threads, which a fork leaves behind
+    colours = index
     colours.search("red")
     child = os.fork()
     if child == 0:
@@ -421,3 +426,68 @@ def test_facts_that_cannot_be_kept_are_refused_before_anything_is_written(index:
         with pytest.raises(UsageError, match="cannot be kept as JSON"):
             index.add_texts(["a"], facts=[{"value": value}])
     assert not index.exists or index.status().passages == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"k": 2.5},
+        {"k": 0},
+        {"after": 2023},
+        {"near": (1.0, 2.0)},
+        {"near": "1,2,3"},
+        {"kind": "video"},
+    ],
+)
+def test_an_option_that_makes_no_sense_is_an_error_of_ours(colours: Index, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        colours.search("red", **wrong)
+
+
+def test_what_is_no_list_of_strings_is_refused(colours: Index) -> None:
+    for wrong in ("abc", [3]):
+        with pytest.raises(UsageError, match="list of strings"):
+            colours.add_texts(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="string"):
+        colours.add_texts(["a"], ids=[3])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="list of strings"):
+        colours.remove(ids="red")
+
+
+def test_more_hits_than_any_number_holds_are_all_there_are(colours: Index) -> None:
+    assert len(colours.search("red", k=10**20)) == len(COLOURS)
+
+
+def test_words_that_are_not_utf8_are_words(colours: Index) -> None:
+    assert colours.search("red \udce9")[0].id == "red"
+    assert colours.add_texts(["red \udc80"])
+
+
+def test_an_empty_path_is_not_the_current_folder(colours: Index) -> None:
+    for call in (colours.add, colours.remove):
+        with pytest.raises(UsageError, match="empty"):
+            call("")
+
+
+def test_threads_that_write_wait_for_each_other(index: Index) -> None:
+    index.add_texts(["made"])
+    failures: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            index.add_texts([f"text {number}"], wait_s=0.0)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and index.status().passages == 7
+
+
+def test_a_picture_asks_for_pictures_first(index: Index) -> None:
+    index.add_images([swatch("green", seed) for seed in range(3)])
+    index.add_texts(["red", "red again"])
+    assert [hit.kind for hit in index.search(plain("red"))] == ["image"] * 3 + ["text"] * 2

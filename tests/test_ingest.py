@@ -426,3 +426,78 @@ def _table(path: Path, rows: list[tuple[str, str]]) -> Path:
         mark = "," if path.suffix == ".csv" else "\t"
         path.write_text("".join(mark.join(row) + "\n" for row in [("image", "title"), *rows]))
     return path
+
+
+def test_a_missing_root_holds_nothing_else_up_and_can_be_given_up(index: Index, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    swatch("yellow", 1).save(tmp_path / "more" / "yellow.png")
+    (tmp_path / "empty").mkdir()
+    index.add(photos, tmp_path / "more", tmp_path / "empty")
+    photos.rename(tmp_path / "unplugged")
+    (tmp_path / "empty").rmdir()
+    swatch("white", 1).save(tmp_path / "more" / "white.png")
+    report = index.add()
+    assert (report.added, report.removed, len(report.missing)) == (1, 0, 2)
+    assert index.status().images == 5
+    report = index.add(options=IngestOptions(accept_missing=True))
+    assert (report.removed, report.missing) == (3, [])
+    assert index.add().missing == []
+    assert index.status().roots == (str(tmp_path / "more"),)
+
+
+def test_a_caption_table_that_is_gone_can_be_given_up(index: Index, photos: Path) -> None:
+    table = _table(photos.parent / "captions.csv", [("photos/red.png", "a bicycle")])
+    index.add(photos, options=IngestOptions(captions=(str(table),)))
+    table.unlink()
+    assert "captions.csv" in index.add().missing[0]
+    assert index.status().captions == 1
+    assert index.add(options=IngestOptions(accept_missing=True)).missing == []
+    assert (index.status().captions, index.status().images) == (0, 3)
+
+
+def test_only_files_that_were_read_count_as_added(index: Index, photos: Path) -> None:
+    (photos / "broken.jpg").write_bytes(b"broken")
+    report = index.add(photos)
+    assert (report.added, len(report.skipped)) == (3, 1)
+    (photos / "red.png").write_bytes(b"broken too")
+    report = index.add(photos)
+    assert (report.changed, report.unchanged, len(report.skipped)) == (0, 2, 2)
+
+
+def test_status_lists_what_a_table_named_and_what_was_not_there(index: Index, photos: Path) -> None:
+    table = _table(photos.parent / "captions.csv", [("photos/red.png", "a bicycle"), ("photos/no.png", "x"), ("", "y")])
+    index.add(photos, options=IngestOptions(captions=(str(table),)))
+    reasons = {Path(row.path).name: row.skipped or "" for row in index.status().skipped}
+    assert "not there" in reasons["no.png"] and "row 4" in reasons["captions.csv"]
+
+
+def test_a_remembered_table_captions_a_picture_that_comes_later(index: Index, photos: Path) -> None:
+    (photos / "green.png").rename(photos.parent / "later.png")
+    table = _table(photos.parent / "captions.csv", [("photos/red.png", "a bicycle"), ("photos/green.png", "a meadow")])
+    index.add(photos, options=IngestOptions(captions=(str(table),)))
+    (photos.parent / "later.png").rename(photos / "green.png")
+    index.add(photos)
+    assert Path(index.search("meadow", k=1)[0].path or "").name == "green.png"
+
+
+def test_a_mistake_in_the_first_run_leaves_no_index_behind(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_bytes(b"x")
+    with pytest.raises(SourceError):
+        index.add(tmp_path / "film.mp4")
+    assert not index.exists
+
+
+def test_everything_excluded_is_not_an_unplugged_drive(index: Index, photos: Path) -> None:
+    index.add(photos)
+    assert index.add(photos, options=IngestOptions(exclude=("*.png",))).removed == 3
+
+
+@pytest.mark.parametrize("pattern", ["./trips", "{root}/trips", "trips/", "/trips"])
+def test_a_pattern_may_be_a_path(index: Index, photos: Path, pattern: str) -> None:
+    assert index.add(photos, options=IngestOptions(exclude=(pattern.format(root=photos),))).added == 2
+
+
+def test_a_folder_put_in_by_itself_stays_whatever_the_one_above_excludes(index: Index, photos: Path) -> None:
+    index.add(photos, photos / "trips")
+    assert index.add(photos, options=IngestOptions(exclude=("trips/",))).removed == 0
+    assert index.add().unchanged == 3

@@ -69,7 +69,7 @@ def scan(root: str | os.PathLike[str], options: ScanOptions | None = None) -> It
     """
     options = options or ScanOptions()
     path = os.path.abspath(os.fsdecode(root))
-    excluded = _matcher(options.exclude)
+    excluded = _matcher(path, options.exclude)
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -83,16 +83,26 @@ def scan(root: str | os.PathLike[str], options: ScanOptions | None = None) -> It
     return _scan_file(path, found, excluded, options.follow_links)
 
 
-def _matcher(patterns: Sequence[str]) -> Callable[[str], bool] | None:
+def _matcher(root: str, patterns: Sequence[str]) -> Callable[[str], bool] | None:
     if not patterns:
         return None
     from pathspec import GitIgnoreSpec  # only those who exclude pay for it
 
-    lines = ["\\" + pattern if pattern.startswith("#") else pattern for pattern in patterns]  # no comments here
+    lines = [_relative(root, pattern) for pattern in patterns]
     try:
         return GitIgnoreSpec.from_lines(lines).match_file
     except ValueError as error:
         raise UsageError(f"{' '.join(patterns)!r} cannot be used to exclude files: {error}") from error
+
+
+def _relative(root: str, pattern: str) -> str:
+    """A pattern as a .gitignore at the root would have it: `./drafts` and a whole path are from the root on."""
+    if pattern.startswith("#"):
+        return "\\" + pattern  # there are no comments here
+    if pattern.startswith("./"):
+        return pattern[1:]
+    below = root.rstrip("/") + "/"
+    return pattern[len(below) - 1 :] if pattern.startswith(below) else pattern
 
 
 def _scan_folder(

@@ -8,6 +8,7 @@ under the index's write lock. What is asked stands in reader.py, what is changed
 import contextlib
 import os
 import sqlite3
+import threading
 import urllib.parse
 import weakref
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ class Store:
         """The store in a folder, opened by the first read or write; `create` makes one."""
         self.folder = folder
         self._idle: list[sqlite3.Connection] = []  # to read with; taken and given back whole, so it needs no lock
+        self._writing = threading.Lock()  # threads of this process wait for each other; the other lock is for processes
         _stores.add(self)
 
     @classmethod
@@ -85,7 +87,7 @@ class Store:
     @contextlib.contextmanager
     def write(self, *, wait_s: float | None = 0.0) -> Iterator[Writer]:
         """The writer, for as long as the block lasts. Raises IndexLockedError where another process has it."""
-        with write_lock(self.folder, wait_s=wait_s), sqlite_failures(self.folder):
+        with self._writing, write_lock(self.folder, wait_s=wait_s), sqlite_failures(self.folder):
             connection = _connect(self.folder, "rwc")
             try:
                 version = _version(connection, self.folder)

@@ -9,6 +9,7 @@ vectors are read from the store until a writer builds it again.
 
 import contextlib
 import os
+import sys
 import threading
 import uuid
 from dataclasses import dataclass, replace
@@ -216,6 +217,16 @@ class VectorIndex:
             if path.name not in used:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+
+def _after_fork() -> None:
+    """OpenMP's threads stay behind in the parent, and FAISS would wait for them for ever; one query needs none."""
+    if "faiss" in sys.modules:
+        sys.modules["faiss"].omp_set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def cosines(vectors: FloatArray, query: FloatArray) -> FloatArray:
