@@ -145,13 +145,17 @@ class _Run:
             except SourceError as error:
                 if asked:
                     raise
-                self._report.missing.append(str(error))
+                advice = "" if isinstance(error, MissingRootError) else " If it is gone for good, use --accept-missing."
+                self._report.missing.append(f"{error}{advice}")
         self._compare(plan, found)
         if not self._options.dry_run:
             self._carry_out(plan, self._remembered_captions(plan) | tables)
             with self._writer.transaction():
                 for source in there:
-                    self._writer.put_root(source.path, source.options)
+                    if os.path.lexists(source.path):
+                        self._writer.put_root(source.path, source.options)
+                    else:
+                        self._writer.forget_roots_below(source.path)
         self._report.seconds = time.monotonic() - started
         return self._report
 

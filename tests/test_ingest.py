@@ -117,6 +117,7 @@ def test_a_missing_folder_does_not_empty_the_index(index: Index, photos: Path, t
     assert index.status().images == 3
     assert index.add(photos, options=IngestOptions(accept_missing=True)).removed == 3
     assert index.status().images == 0
+    assert index.add().missing == []
 
 
 def test_an_empty_mount_point_does_not_empty_the_index(index: Index, photos: Path) -> None:
@@ -438,6 +439,7 @@ def test_a_missing_root_holds_nothing_else_up_and_can_be_given_up(index: Index, 
     swatch("white", 1).save(tmp_path / "more" / "white.png")
     report = index.add()
     assert (report.added, report.removed, len(report.missing)) == (1, 0, 2)
+    assert all("--accept-missing" in sentence for sentence in report.missing)
     assert index.status().images == 5
     report = index.add(options=IngestOptions(accept_missing=True))
     assert (report.removed, report.missing) == (3, [])
