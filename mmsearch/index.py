@@ -160,7 +160,7 @@ class Index:
             embedded += embed_pixels(self._loaded(), [one.pixels for one in decoded])
             read += [one.facts for one in decoded]
         names, own = _checked(ids, facts, len(read))
-        texts = [None] * len(read) if captions is None else list(captions)
+        texts = [None] * len(read) if captions is None else [text and encodable(text) for text in captions]
         if len(texts) != len(read):
             raise UsageError(f"captions has {len(texts)} entries for {len(read)} images.")
         said = embed_texts(self._loaded(), [text for text in texts if text])
@@ -493,8 +493,8 @@ def _checked(
         except (TypeError, ValueError) as error:
             raise UsageError(f"These facts cannot be kept as JSON ({error}): {dict(own)!r}.") from error
     named = [name for name in chosen_ids if name is not None]
-    if any(not isinstance(name, str) for name in named):
-        raise UsageError("An id is a string; turn numbers into strings with str().")
+    if any(not isinstance(name, str) or name != encodable(name) for name in named):
+        raise UsageError("An id is a string that UTF-8 can write; turn numbers into strings with str().")
     if len(set(named)) < len(named):
         raise UsageError("Two items have the same id. Give each its own.")
     if wrong := next((name for name in named if not name or name.startswith("mm-")), None):
@@ -514,4 +514,4 @@ def _number(reader: Reader, name: str) -> int | None:
     if re.fullmatch("mm-[0-9]{1,18}", name):  # SQLite's numbers end at 19 digits
         number = int(name[3:])
         return number if number in reader.items([number]) else None
-    return reader.item_named(name)
+    return reader.item_named(name) if name == encodable(name) else None

@@ -149,7 +149,7 @@ class _Run:
                 self._report.missing.append(f"{error}{advice}")
         self._compare(plan, found)
         if not self._options.dry_run:
-            self._carry_out(plan, self._remembered_captions(plan) | tables)
+            self._carry_out(plan, tables | self._remembered_captions(plan, known=sources))
             with self._writer.transaction():
                 for source in there:
                     if os.path.lexists(source.path):
@@ -171,13 +171,15 @@ class _Run:
                 self._writer.forget_roots_below(source.path)
         return True
 
-    def _remembered_captions(self, plan: _Plan) -> dict[str, Captions]:
-        """Tables that were once put in, where a picture is new: they may have captions for it."""
+    def _remembered_captions(self, plan: _Plan, known: Sequence[Root]) -> dict[str, Captions]:
+        """Tables that were once put in, where a picture is new: they may have captions for it. Known ones are read."""
         tables: dict[str, Captions] = {}
         if any(file.kind == "image" for file in (*plan.fresh, *(file for _, file in plan.copies))):
-            for source in filter(_is_table, self._writer.roots()):
-                with contextlib.suppress(SourceError):  # gone since; its captions stay as they are
-                    tables[source.path] = self._read_table(source)
+            paths = {source.path for source in known}
+            for source in self._writer.roots():
+                if _is_table(source) and source.path not in paths:
+                    with contextlib.suppress(SourceError):  # gone since; its captions stay as they are
+                        tables[source.path] = self._read_table(source)
         return tables
 
     def _as_folder(self, path: str) -> Root:
@@ -465,6 +467,8 @@ class _Run:
 
     def _list_left_out(self) -> None:
         """Keep these reasons too, for `status`; where items came from the path before, they and their file stay."""
+        if not self._unlisted:
+            return
         with self._writer.transaction():
             for path, reason in self._unlisted.items():
                 row = self._writer.file(path)

@@ -145,10 +145,12 @@ def rank(
         allowed = None if condition == "1" else reader.allowed_vectors(kind, condition, values)
         ranked = _vector_ranking(reader, vectors, kind, query, depth, allowed, filters.min_score)
         scores[kind] = {item: score for item, score in ranked.items() if item not in leave_out}
-    mixed = all(scores.values())
-    usual = {kind: vectors.usual_scores(reader, kind, query) if mixed else (0.0, 1.0) for kind in KINDS}
-    # Who asks with pictures alone wants pictures: texts come after them
-    order = by_meaning(scores, usual) if words else list(scores["image"] | scores["text"])
+    if words:
+        mixed = all(scores.values())
+        usual = {kind: vectors.usual_scores(reader, kind, query) if mixed else (0.0, 1.0) for kind in KINDS}
+        order = by_meaning(scores, usual)
+    else:  # who asks with pictures alone wants pictures: texts come after them
+        order = list(scores["image"] | scores["text"])
     rankings: dict[Ranking, Sequence[int]] = {kind: list(scores[kind]) for kind in KINDS}
     if match := match_expression(words):
         found = reader.keyword_ranking(match, condition, values, depth)

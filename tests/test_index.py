@@ -461,6 +461,11 @@ def test_more_hits_than_any_number_holds_are_all_there_are(colours: Index) -> No
 def test_words_that_are_not_utf8_are_words(colours: Index) -> None:
     assert colours.search("red \udce9")[0].id == "red"
     assert colours.add_texts(["red \udc80"])
+    assert colours.add_images([plain("red")], captions=["red \udc80"])
+    with pytest.raises(UsageError, match="UTF-8"):
+        colours.add_texts(["a"], ids=["\udc80"])
+    with pytest.raises(SourceError, match="no item"):
+        colours.remove(ids=["\udc80"])
 
 
 def test_an_empty_path_is_not_the_current_folder(colours: Index) -> None:

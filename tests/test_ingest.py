@@ -471,6 +471,8 @@ def test_status_lists_what_a_table_named_and_what_was_not_there(index: Index, ph
     index.add(photos, options=IngestOptions(captions=(str(table),)))
     reasons = {Path(row.path).name: row.skipped or "" for row in index.status().skipped}
     assert "not there" in reasons["no.png"] and "row 4" in reasons["captions.csv"]
+    swatch("white", 1).save(photos / "new.png")
+    assert sorted(Path(skip.path).name for skip in index.add().skipped) == ["captions.csv", "no.png"]
 
 
 def test_a_remembered_table_captions_a_picture_that_comes_later(index: Index, photos: Path) -> None:

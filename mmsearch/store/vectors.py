@@ -153,21 +153,17 @@ class VectorIndex:
         """
         segments, last = writer.segments(kind), writer.last_vector(kind)
         dead = writer.dead_vectors(kind)
+        sound = [_open_segment(self._folder / segment.file, segment) is not None for segment in segments]
         keep = []
-        for segment in segments:
+        for segment, is_sound in zip(segments, sound, strict=True):
             lost = np.count_nonzero((dead > segment.after_id) & (dead <= segment.through_id))
-            if (
-                segment.count < SEGMENT_SIZE
-                or lost > DEAD_RATIO * segment.count
-                or _open_segment(self._folder / segment.file, segment) is None
-            ):
+            if segment.count < SEGMENT_SIZE or lost > DEAD_RATIO * segment.count or not is_sound:
                 break
             keep.append(segment)
         after = max((segment.through_id for segment in keep), default=0)
         reaches = max((segment.through_id for segment in segments), default=0)
         changed = last > reaches or np.any(dead > after) or len(keep) + 1 < len(segments)
-        sound = all(_open_segment(self._folder / segment.file, segment) is not None for segment in segments)
-        if changed or not sound:
+        if changed or not all(sound):
             built = self._build_after(writer, kind, after)
             with writer.transaction():
                 writer.put_segments(kind, keep, built, last)
