@@ -13,8 +13,21 @@ from mmsearch.encoders.catalog import load_encoder
 from mmsearch.errors import Error
 from mmsearch.index import Index, Status
 from mmsearch.ingest import IngestOptions, Progress, Report
+from mmsearch.items import Item
 from mmsearch.query import Query
 from mmsearch.search import Hit
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "Error", "Hit", "Index", "IngestOptions", "Progress", "Query", "Report", "Status", "load_encoder"]
+__all__ = [
+    "Encoder",
+    "Error",
+    "Hit",
+    "Index",
+    "IngestOptions",
+    "Item",
+    "Progress",
+    "Query",
+    "Report",
+    "Status",
+    "load_encoder",
+]

@@ -21,10 +21,12 @@ import numpy as np
 from PIL import Image
 
 from mmsearch import media, search
+from mmsearch.batching import TextBatcher
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, encodable, pixels_of
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
 from mmsearch.errors import MediaError, ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.ingest import IngestOptions, Progress, Report, ingest, picture_item
+from mmsearch.items import Item, item
 from mmsearch.query import Asked, Picture, Query, picture
 from mmsearch.search import Filters, Hit
 from mmsearch.store.metadata import Store
@@ -81,6 +83,7 @@ class Index:
         self._own_encoder = encoder is not None
         self._notify = notify
         self._opening = threading.RLock()  # held while the model or the index is taken into use
+        self._encode_texts = TextBatcher(self._texts_encoded)
         self._store: Store | None = None
         self._vectors: VectorIndex | None = None
         if Store.exists(self.folder):
@@ -245,12 +248,7 @@ class Index:
                     raise SourceError(f"The index holds nothing from {absolute}.")
                 gone += writer.remove_files([row.id for row in rows])
                 writer.forget_roots_below(absolute)
-            numbers = []
-            for name in dict.fromkeys(ids):
-                number = _number(writer, name)
-                if number is None:
-                    raise SourceError(f"The index holds no item with the id '{name}'.")
-                numbers.append(number)
+            numbers = [_existing(writer, name) for name in dict.fromkeys(ids)]
             writer.remove_items(numbers)
         return gone + len(numbers)
 
@@ -280,7 +278,8 @@ class Index:
         self._there()
         vector, hashes = self._query_vector(asked)
         with self._there().read() as reader:
-            same = frozenset(reader.items_with_content(hashes))
+            named = (number for name in asked.items if (number := _number(reader, name)) is not None)
+            same = frozenset((*reader.items_with_content(hashes), *named))
             return search.rank(reader, self._vector_index, vector, asked.text, filters, k=_positive(k), leave_out=same)
 
     def lookup(
@@ -301,6 +300,16 @@ class Index:
         vector, _ = self._query_vector(image if isinstance(image, Query) else Query.of_picture(picture(image)))
         with self._there().read() as reader:
             return search.rank_texts(reader, self._vector_index, vector, filters, k=_positive(k))
+
+    def item(self, id: str) -> Item:
+        """All that is known about an item. Raises SourceError for an id that the index does not hold."""
+        with self._there().read() as reader:
+            return item(reader, _existing(reader, id))
+
+    def encode(self, query: Asked) -> FloatArray:
+        """The vector of a query, (dim,) float32 of length 1, in the space of the index. Raises as `search` does."""
+        self._there()
+        return self._query_vector(Query.of(query))[0]
 
     def status(self) -> Status:
         """What the index holds, its model, its size, and every file that was skipped with the reason."""
@@ -426,18 +435,29 @@ class Index:
         encoder = self._loaded()
         hashes: list[str] = []
 
-        def encode_texts(texts: Sequence[str]) -> FloatArray:
-            return np.stack([row.vector for row in embed_texts(encoder, texts)])
-
         def encode_pictures(pictures: Sequence[Picture]) -> FloatArray:
             decoded = [self._decode(picture) for picture in pictures]
             hashes.extend(one.facts.content_hash for one in decoded)
             return np.stack([row.vector for row in embed_pixels(encoder, [one.pixels for one in decoded])])
 
-        return query.vector(encode_texts, encode_pictures), hashes
+        vector = query.vector(self._encode_texts, encode_pictures, self._vectors_of_items)
+        if vector.shape != (encoder.dim,):
+            raise QueryError(f"The vector has {len(vector)} numbers; those of '{encoder.name}' have {encoder.dim}.")
+        return vector, hashes
+
+    def _texts_encoded(self, texts: Sequence[str]) -> FloatArray:
+        return np.stack([row.vector for row in embed_texts(self._loaded(), texts)])
+
+    def _vectors_of_items(self, ids: Sequence[str]) -> FloatArray:
+        with self._there().read() as reader:
+            numbers = [_existing(reader, name) for name in ids]
+            vectors = reader.vectors(numbers)
+        return np.stack([vectors[number] for number in numbers])
 
     def _decode(self, image: Any) -> media.Decoded:
         source = picture(image)
+        if isinstance(source, media.Decoded):
+            return source
         name = source if isinstance(source, str) else "The picture"
         try:
             return media.read(source, pixels_of(self._loaded()))
@@ -515,3 +535,10 @@ def _number(reader: Reader, name: str) -> int | None:
         number = int(name[3:])
         return number if number in reader.items([number]) else None
     return reader.item_named(name) if name == encodable(name) else None
+
+
+def _existing(reader: Reader, name: str) -> int:
+    number = _number(reader, name)
+    if number is None:
+        raise SourceError(f"The index holds no item with the id '{name}'.")
+    return number

@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 import mmsearch.encoders
+from mmsearch import media
+from mmsearch.embedding import PLAIN_PIXELS
 from mmsearch.encoders.base import FloatArray
-from mmsearch.errors import MediaError, ModelError, ModelMismatchError, SourceError, UsageError
+from mmsearch.errors import MediaError, ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.index import Index
-from mmsearch.query import Query
+from mmsearch.query import Query, Term
 from mmsearch.search import Filters
 from mmsearch.store import vectors as vectors_module
 from mmsearch.store.metadata import Store
@@ -496,3 +498,45 @@ def test_a_picture_asks_for_pictures_first(index: Index) -> None:
     index.add_images([swatch("green", seed) for seed in range(3)])
     index.add_texts(["red", "red again"])
     assert [hit.kind for hit in index.search(plain("red"))] == ["image"] * 3 + ["text"] * 2
+
+
+def test_an_item_is_known_with_its_captions_and_its_file(index: Index, tmp_path: Path) -> None:
+    plain("red").save(tmp_path / "a.png")
+    index.add(tmp_path / "a.png")
+    (hit,) = index.search("red")
+    item = index.item(hit.id)
+    assert (item.path, item.width, item.size_bytes) == (hit.path, 64, (tmp_path / "a.png").stat().st_size)
+    index.add_images([plain("red")], ids=["a"], captions=["a red wall"])
+    assert index.item("a").captions == ("a red wall",) and index.item("a").path is None
+    with pytest.raises(SourceError, match="no item with the id 'b'"):
+        index.item("b")
+
+
+def test_a_query_is_drawn_towards_items_and_away_from_others(colours: Index) -> None:
+    query = Query.words("red").refined(like=["blue"], unlike=["yellow"])
+    hits = colours.search(query, k=10)
+    assert not {hit.id for hit in hits} & {"blue", "yellow"}  # what is named is known already
+    ranks = [{hit.id: hit.rank for hit in colours.search(asked, k=10)} for asked in (Query.words("red"), query)]
+    assert ranks[1]["black"] < ranks[1]["white"]  # white is next to yellow
+    with pytest.raises(SourceError, match="'mauve'"):
+        colours.search(Query.words("red").refined(like=["mauve"]))
+
+
+def test_a_vector_is_a_query(colours: Index) -> None:
+    vector = colours.encode(Query.words("green"))
+    assert vector.shape == (13,) and abs(float(np.linalg.norm(vector)) - 1) < 1e-5
+    assert colours.search(Query((Term(1.0, vector=3 * vector),)), k=1)[0].id == "green"
+    for wrong in (vector[:5], np.zeros(13, np.float32), np.full(13, np.nan, np.float32)):
+        with pytest.raises(QueryError):
+            colours.search(Query((Term(1.0, vector=wrong),)))
+
+
+def test_a_picture_decoded_elsewhere_is_the_picture(colours: Index) -> None:
+    decoded = media.read(swatch("blue", 0), PLAIN_PIXELS)
+    assert colours.search(Query.of_picture(decoded), k=1)[0].id == "blue"
+
+
+def test_what_a_stranger_typed_opens_no_file(tmp_path: Path) -> None:
+    plain("red").save(tmp_path / "a.png")
+    text = f"{tmp_path}/a.png + ./not-there.png"
+    assert [term.picture for term in Query.parse(text, opens_files=False).terms] == [None, None]

@@ -102,7 +102,7 @@ def test_no_text_is_a_syntax_error_to_the_keyword_search(text: str) -> None:
 
 def _vector(query: Query) -> np.ndarray:
     encoder = ColourEncoder()
-    return query.vector(encoder.encode_texts, lambda pictures: encoder.encode_images([]))
+    return query.vector(encoder.encode_texts, lambda _: encoder.encode_images([]), lambda _: encoder.encode_texts([]))
 
 
 def _connect() -> sqlite3.Connection:

@@ -1,0 +1,55 @@
+"""One item and all that is known about it: what a hit says, its captions, and its file as it was when it was read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmsearch.store.reader import Reader
+from mmsearch.store.records import Kind
+
+
+@dataclass(frozen=True)
+class Item:
+    """An indexed thing. What it shares with a Hit means the same."""
+
+    kind: Kind
+    id: str
+    path: str | None
+    text: str | None
+    line: int | None = None
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    taken_at: str | None = None
+    camera: str | None = None
+    latitude_deg: float | None = None
+    longitude_deg: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    captions: tuple[str, ...] = ()  # of a picture, in the order in which they were put in
+    size_bytes: int | None = None  # of the file, when it was read
+    modified_ns: int | None = None  # its time of change then, since 1970
+
+
+def item(reader: Reader, number: int) -> Item:
+    """The item of a number that the reader's snapshot has."""
+    row = reader.items([number])[number]
+    file = None if row["path"] is None else reader.file(row["path"])
+    captions = reader.connection.execute("SELECT text FROM items WHERE caption_of = ? ORDER BY id", (number,))
+    return Item(
+        kind=row["kind"],
+        id=row["name"] or f"mm-{number}",
+        path=row["path"],
+        text=row["text"],
+        line=row["line"],
+        width=row["width"],
+        height=row["height"],
+        format=row["format"],
+        taken_at=row["taken_at"],
+        camera=row["camera"],
+        latitude_deg=row["latitude_deg"],
+        longitude_deg=row["longitude_deg"],
+        facts=row["facts"],
+        captions=tuple(text for (text,) in captions),
+        size_bytes=None if file is None else file.size_bytes,
+        modified_ns=None if file is None else file.modified_ns,
+    )
