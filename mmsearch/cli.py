@@ -20,7 +20,7 @@ from mmsearch.errors import Error, UsageError
 from mmsearch.index import Index, Status
 from mmsearch.ingest import IngestOptions, Report
 from mmsearch.locations import DEFAULT, index_folder
-from mmsearch.present import hits_json, hits_paths, hits_table, printable, table
+from mmsearch.present import hits_json, hits_paths, hits_table, printable, status_object, table
 from mmsearch.query import Query
 from mmsearch.search import Hit
 from mmsearch.store.paths import readable
@@ -373,12 +373,7 @@ def status_command(index_name: str, as_json: bool) -> None:
     """
     with Index(index_folder(index_name)) as index:
         status = index.status()
-    click.echo(json.dumps(_status_object(status), indent=2) if as_json else _status_text(status))
-
-
-def _status_object(status: Status) -> dict[str, Any]:
-    skipped = [{"path": file.path, "reason": file.skipped} for file in status.skipped]
-    return asdict(status) | {"roots": list(status.roots), "skipped": skipped}
+    click.echo(json.dumps(status_object(status), indent=2) if as_json else _status_text(status))
 
 
 def _status_text(status: Status) -> str:
@@ -415,6 +410,48 @@ def remove_command(paths: tuple[str, ...], index_name: str, wait: bool) -> None:
     with Index(index_folder(index_name)) as index:
         gone = index.remove(*paths, wait_s=None if wait else 0.0)
     click.echo(f"{gone:,} removed from {index.folder}; the files are where they were")
+
+
+@cli.command(name="serve")
+@index_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another address is reached with a token only.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option(
+    "--allow",
+    metavar="FOLDER",
+    multiple=True,
+    type=click.Path(),
+    help="A folder that may be indexed from the page. Repeatable.",
+)
+@click.option("--name", metavar="HOST", multiple=True, help="A host name that it is reached by. Repeatable.")
+@click.option("--model", metavar="NAME", help="For a new index, as in `mmsearch index`.")
+@click.option("--open", "opens", is_flag=True, help="Open the page in a browser.")
+def serve_command(
+    index_name: str,
+    host: str,
+    port: int,
+    allow: tuple[str, ...],
+    name: tuple[str, ...],
+    model: str | None,
+    opens: bool,
+) -> None:
+    """Open a page to search an index, and an HTTP API for apps.
+
+    Only this machine reaches it. With another --host it prints a token that everyone has to give; MMSEARCH_TOKEN sets
+    one of your own. It speaks plain HTTP: put a proxy with TLS before it where others share the network.
+
+    \b
+    Examples:
+      mmsearch serve --open
+      mmsearch serve -i products --port 9000
+      mmsearch serve --allow ~/Pictures
+      mmsearch serve --host 0.0.0.0
+    """
+    from mmsearch.serve.server import serve, settings_for
+
+    settings = settings_for(host, port, allow, name, token=os.environ.get("MMSEARCH_TOKEN"))
+    with Index(index_folder(index_name), model=model, notify=_note) as index:
+        serve(index, settings, opens_browser=opens, say=_note)
 
 
 @cli.command(name="models")

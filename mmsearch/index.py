@@ -327,6 +327,11 @@ class Index:
             )
 
     @property
+    def texts_encoded(self) -> tuple[int, int]:
+        """How many texts of queries were encoded so far, and in how many batches."""
+        return self._encode_texts.texts, self._encode_texts.batches
+
+    @property
     def encoder(self) -> Encoder:
         """The encoder of the index, loaded if it is not yet."""
         return self._loaded()

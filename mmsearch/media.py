@@ -155,7 +155,7 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int) -> tuple[Im
     if isinstance(source, Image.Image):
         return _from_image(source, spec)
     with _stream(source) as stream:
-        format_ = _sniff(stream)
+        format_ = sniff(stream)
         try:
             with _decoder_errors():
                 image = _open(stream, format_)
@@ -251,7 +251,7 @@ def _hash(stream: IO[bytes]) -> str:
 # Formats
 
 
-def _sniff(stream: IO[bytes]) -> str:
+def sniff(stream: IO[bytes]) -> str:
     """The format by its first bytes, as in `ImageFacts.format`. Raises MediaError for all else."""
     stream.seek(0)
     head = stream.read(512)

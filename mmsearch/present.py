@@ -11,10 +11,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmsearch.search import Hit
+
+if TYPE_CHECKING:
+    from mmsearch.index import Status
 
 TEXT_COLUMNS_MIN = 24  # what a long path has to leave to the text before it
 
@@ -175,25 +179,31 @@ def hit_object(hit: Hit) -> dict[str, Any]:
         "format": hit.format,
         "taken_at": hit.taken_at,
         "camera": hit.camera,
-        "latitude_deg": _finite(hit.latitude_deg),
-        "longitude_deg": _finite(hit.longitude_deg),
-        "facts": _finite(hit.facts),
+        "latitude_deg": finite(hit.latitude_deg),
+        "longitude_deg": finite(hit.longitude_deg),
+        "facts": finite(hit.facts),
         "found_by": dict(hit.found_by),
     }
+
+
+def status_object(status: "Status") -> dict[str, Any]:
+    """What JSON says of an index."""
+    skipped = [{"path": file.path, "reason": file.skipped} for file in status.skipped]
+    return asdict(status) | {"roots": list(status.roots), "skipped": skipped}
 
 
 def _number(score: float) -> float | None:
     return round(float(score), 6) if math.isfinite(score) else None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
+        return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return value
 
 

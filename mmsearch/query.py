@@ -88,6 +88,11 @@ class Query:
         """A query of one picture."""
         return cls((Term(1.0, picture=shown),))
 
+    @classmethod
+    def of_item(cls, name: str) -> "Query":
+        """A query of one item, by its id."""
+        return cls((Term(1.0, item=name),))
+
     def refined(self, *, like: Sequence[str] = (), unlike: Sequence[str] = ()) -> "Query":
         """The query drawn towards some items, and away from others, by their ids."""
         more = [Term(LIKE_WEIGHT, item=name) for name in like]

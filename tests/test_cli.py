@@ -137,7 +137,7 @@ def test_an_unknown_model_is_answered_with_near_ones(mmsearch: Run) -> None:
     assert done.returncode == 1 and "lite" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["index", "search", "lookup", "status", "remove", "models"])
+@pytest.mark.parametrize("name", ["index", "search", "lookup", "status", "remove", "serve", "models"])
 def test_help_shows_examples(mmsearch: Run, name: str) -> None:
     done = mmsearch(name, "--help")
     assert done.returncode == 0

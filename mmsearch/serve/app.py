@@ -1,0 +1,515 @@
+"""The routes: what comes in is checked by `shapes`, what is done is a call of `service`, what goes out is JSON."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from hashlib import blake2b
+from importlib.resources import files as package_files
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Query, Request
+from fastapi import Path as InPath
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ValidationError
+from starlette.types import ASGIApp
+
+from mmsearch import __version__
+from mmsearch import query as library_query
+from mmsearch.errors import SourceError
+from mmsearch.index import Index
+from mmsearch.items import Item
+from mmsearch.present import finite, hit_object, status_object
+from mmsearch.search import Hit
+from mmsearch.serve import shapes
+from mmsearch.serve.files import is_there, open_item, zipped
+from mmsearch.serve.guard import Guard, same
+from mmsearch.serve.metrics import Metrics
+from mmsearch.serve.problems import MEDIA_TYPE, Problem, ProblemError, answer_with_problems, invalid_parts
+from mmsearch.serve.runs import Run
+from mmsearch.serve.service import Page, Service
+from mmsearch.serve.settings import Settings
+
+SHOWN_SKIPS = 1_000
+THUMBNAIL_SIZES = (320, 640, 1600)  # px; few, so that few are made
+SEEN_EVERY_S = 0.2  # how often a run is looked at for whoever watches it
+BEAT_S = 15.0  # so that nothing between takes a quiet stream for a dead one
+IMAGES = ("image/*", "application/octet-stream")
+PAGE_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".json": "application/manifest+json",
+}
+B = TypeVar("B", bound=BaseModel)
+ItemId = Annotated[str, InPath(min_length=1, max_length=500, description="As a hit has it.", examples=["mm-15"])]
+
+
+class Escaped(JSONResponse):
+    """JSON in ASCII: a path may hold bytes that are not UTF-8, as Python's lone surrogates."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def make_app(index: Index, settings: Settings) -> ASGIApp:
+    """The server for an index, as ASGI."""
+    service = Service(index, settings)
+    metrics = Metrics(index)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await asyncio.to_thread(service.close)
+
+    app = FastAPI(
+        title="mmsearch",
+        version=__version__,
+        description="Search pictures and texts by meaning. Errors are problem details (RFC 9457).",
+        openapi_url="/api/openapi.json",
+        docs_url=None,  # they come from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        default_response_class=Escaped,
+        generate_unique_id_function=lambda route: route.name,
+        responses={"default": {"description": "What is wrong.", "content": {MEDIA_TYPE: {"schema": _ref(Problem)}}}},
+    )
+    answer_with_problems(app)
+    _search_routes(app, service)
+    _item_routes(app, service)
+    _index_routes(app, service)
+    _server_routes(app, service, metrics)
+    _page_routes(app)
+    _complete_openapi(app)
+    return Guard(app, settings, metrics)
+
+
+def _search_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/api/search", response_model=shapes.PageOut, tags=["search"])
+    async def search(params: Annotated[shapes.SearchParams, Query()]) -> Response:
+        """Find items by words, and by items that they should be like or unlike."""
+        return _page(await service.page(await service.query(params), params))
+
+    @app.post(
+        "/api/search",
+        response_model=shapes.PageOut,
+        tags=["search"],
+        openapi_extra=_body(shapes.SearchIn, IMAGES),
+    )
+    async def search_by_picture_or_vector(
+        request: Request, params: Annotated[shapes.PictureParams, Query()]
+    ) -> Response:
+        """Find items by a picture (the body is its file, everything else in the address) or by JSON with terms."""
+        if _is_json(request):
+            asked = await _json_body(request, shapes.SearchIn, service)
+            return _page(await service.page(await service.query(asked), asked))
+        return _page(await service.page(await service.query(params, await _picture(request, service)), params))
+
+    @app.get("/api/lookup", response_model=shapes.HitsOut, tags=["search"])
+    async def lookup(params: Annotated[shapes.LookupParams, Query()]) -> Response:
+        """The captions and passages that fit an item best."""
+        if params.like is None:
+            raise ProblemError("invalid", "Name an item with like=…, or send a picture by POST.")
+        return _hits(await service.lookup(library_query.Query.of_item(params.like), params))
+
+    @app.post("/api/lookup", response_model=shapes.HitsOut, tags=["search"], openapi_extra=_body(None, IMAGES))
+    async def lookup_by_picture(request: Request, params: Annotated[shapes.LookupParams, Query()]) -> Response:
+        """The captions and passages that fit a picture best; the body is its file."""
+        picture = await service.decode(await _picture(request, service))
+        return _hits(await service.lookup(library_query.Query.of_picture(picture), params))
+
+    @app.post(
+        "/api/encode", response_model=shapes.VectorsOut, tags=["search"], openapi_extra=_body(shapes.EncodeIn, IMAGES)
+    )
+    async def encode(request: Request) -> Response:
+        """Texts, or a picture, as vectors in the space of the index."""
+        if _is_json(request):
+            asked = await _json_body(request, shapes.EncodeIn, service)
+            queries = [library_query.Query.words(text) for text in asked.texts]
+        else:
+            queries = [library_query.Query.of_picture(await service.decode(await _picture(request, service)))]
+        rows = await service.searching.run(lambda: [service.index.encode(query) for query in queries])
+        name, dim = service.index.encoder.name, service.index.encoder.dim
+        return Escaped({"model": name, "dim": dim, "vectors": [row.tolist() for row in rows]})
+
+
+def _item_routes(app: FastAPI, service: Service) -> None:
+    async def found(id: str) -> Item:
+        return await service.reading.run(lambda: service.index.item(id))
+
+    @app.get(
+        "/api/items/{id:path}/thumbnail",
+        tags=["items"],
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}, "description": "A JPEG."}, 304: {"description": "Unchanged."}},
+    )
+    async def thumbnail(
+        request: Request, id: ItemId, size: Annotated[int, Query(json_schema_extra={"enum": THUMBNAIL_SIZES})] = 320
+    ) -> Response:
+        """The picture, its longer side at most `size` pixels; made once and kept."""
+        if size not in THUMBNAIL_SIZES:
+            raise ProblemError("invalid", f"size is one of {', '.join(map(str, THUMBNAIL_SIZES))}.")
+        held = request.headers.get("if-none-match", "").strip('"') or None
+        headers = {"cache-control": "private, max-age=600, stale-while-revalidate=86400"}
+        made = await service.thumbnail(id, size, held)
+        if made is None:
+            return Response(status_code=304, headers={**headers, "etag": f'"{held}"'})
+        return Response(made.jpeg, media_type="image/jpeg", headers={**headers, "etag": f'"{made.tag}"'})
+
+    @app.get(
+        "/api/items/{id:path}/file",
+        tags=["items"],
+        response_class=Response,
+        responses={200: {"content": {"*/*": {}}, "description": "The file. Only pictures of pixels are shown inline."}},
+    )
+    async def file(id: ItemId) -> Response:
+        """The file of an item, as it is."""
+        item = await found(id)
+        opened = await service.reading.run(lambda: open_item(item))
+        headers = {"content-disposition": opened.disposition, "content-length": str(opened.size_bytes)}
+        return StreamingResponse(opened.chunks(), media_type=opened.media_type, headers=headers)
+
+    @app.get("/api/items/{id:path}", response_model=shapes.ItemOut, tags=["items"])
+    async def item(id: ItemId) -> Response:
+        """All that is known about an item."""
+        return Escaped(_item_object(await found(id)))
+
+    @app.post(
+        "/api/zip",
+        tags=["items"],
+        response_class=Response,
+        responses={200: {"content": {"application/zip": {}}, "description": "A zip, as it grows."}},
+        openapi_extra=_body(shapes.IdsIn),
+    )
+    async def zip(request: Request) -> Response:
+        """The files of a selection as one zip; what cannot be read is listed in it."""
+        asked = await _json_body(request, shapes.IdsIn, service)
+        items = await service.reading.run(lambda: [service.index.item(id) for id in dict.fromkeys(asked.ids)])
+        headers = {"content-disposition": 'attachment; filename="mmsearch.zip"'}
+        limit = service.settings.limits.zip_bytes
+        archive = await service.reading.run(lambda: zipped(items, limit))
+        return StreamingResponse(archive, media_type="application/zip", headers=headers)
+
+
+def _index_routes(app: FastAPI, service: Service) -> None:
+    watching = 0
+
+    @app.get("/api/status", response_model=shapes.StatusOut, tags=["index"])
+    async def status() -> Response:
+        """What the index holds, every skipped file with its reason, and whether the model is loaded."""
+        return Escaped(await service.reading.run(lambda: _status(service)))
+
+    @app.get("/api/index", response_model=shapes.IndexOut, tags=["index"])
+    async def index_state() -> Response:
+        """Which folders may be indexed, and the run that goes on or was last."""
+        run = service.runs.last
+        return Escaped({"allowed": list(service.settings.allowed), "run": None if run is None else _run(run)})
+
+    @app.post(
+        "/api/index", status_code=202, response_model=shapes.RunOut, tags=["index"], openapi_extra=_body(shapes.IndexIn)
+    )
+    async def start_index(request: Request) -> Response:
+        """Put folders into the index, or bring them up to date; only those that the server was started to allow."""
+        asked = await _json_body(request, shapes.IndexIn, service)
+        for folder in asked.folders:
+            if not service.settings.may_index(folder):
+                raise ProblemError(
+                    "forbidden", f"{folder} may not be indexed from here. Start the server with --allow {folder}"
+                )
+        return Escaped(_run(service.runs.start(asked.folders)), 202)
+
+    @app.delete("/api/index", response_model=shapes.IndexOut, tags=["index"])
+    async def cancel_index() -> Response:
+        """End the run that goes on; what it has read is kept."""
+        service.runs.cancel()
+        return await index_state()
+
+    @app.get(
+        "/api/index/events",
+        tags=["index"],
+        response_class=Response,
+        responses={200: {"content": {"text/event-stream": {}}, "description": "A run after each change, as it ends."}},
+    )
+    async def index_events() -> Response:
+        """The run as server-sent events, each a run as /api/index has it, until it has ended."""
+        if watching >= service.settings.limits.event_streams:
+            raise ProblemError("busy", "Too many watch already. Ask /api/index now and then instead.")
+
+        async def events() -> AsyncIterator[str]:
+            nonlocal watching
+            watching += 1
+            try:
+                async for event in _events(service):
+                    yield event
+            finally:
+                watching -= 1
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+
+def _server_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    settings = service.settings
+
+    @app.post(
+        "/api/session", status_code=204, response_class=Response, tags=["server"], openapi_extra=_body(shapes.TokenIn)
+    )
+    async def log_in(request: Request) -> Response:
+        """Exchange the token for a cookie, for a browser."""
+        asked = await _json_body(request, shapes.TokenIn, service)
+        if settings.token is not None and not same(asked.token, settings.token):
+            raise ProblemError("token-needed", "This is not the token that the server printed when it started.")
+        answer = Response(status_code=204)
+        if settings.token is not None:
+            answer.set_cookie(settings.cookie, settings.token, httponly=True, samesite="strict", path="/")
+        return answer
+
+    @app.get("/healthz", response_model=shapes.HealthOut, tags=["server"])
+    async def healthz() -> Response:
+        """Whether the server answers."""
+        return Escaped({"status": "ok"})
+
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}, "description": "For Prometheus."}},
+    )
+    async def prometheus() -> Response:
+        """Counters for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _page_routes(app: FastAPI) -> None:
+    """The page's own files, read once; nothing else can be named."""
+    kept = {
+        entry.name: (entry.read_bytes(), PAGE_TYPES[entry.name[entry.name.rindex(".") :]])
+        for entry in package_files("mmsearch.serve").joinpath("page").iterdir()
+        if entry.is_file()
+    }
+    tags = {name: f'"{blake2b(content, digest_size=12).hexdigest()}"' for name, (content, _) in kept.items()}
+
+    def send(request: Request, name: str) -> Response:
+        content, media_type = kept[name]
+        headers = {"etag": tags[name], "cache-control": "no-cache"}
+        if request.headers.get("if-none-match") == tags[name]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
+
+    @app.get("/", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return send(request, "index.html")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def part_of_page(request: Request, name: str) -> Response:
+        if name not in kept:
+            raise ProblemError("not-found", f"The page has no part of the name {name}.")
+        return send(request, name)
+
+
+# Requests
+
+
+def _is_json(request: Request) -> bool:
+    return _content_type(request) == "application/json"
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _json_body(request: Request, shape: type[B], service: Service) -> B:
+    """The body as what it should be. Raises ProblemError, or RequestValidationError's answer."""
+    if not _is_json(request):  # which no form of another site can send
+        raise ProblemError("media-type", "The body is JSON, with the content type application/json.")
+    # A picture in base64 makes JSON long
+    limits = service.settings.limits
+    most = limits.body_bytes if shape is shapes.SearchIn else limits.json_bytes
+    body = await _read(request, most, limits.body_seconds)
+    try:
+        return shape.model_validate_json(body)
+    except ValidationError as error:
+        raise InvalidBodyError(error) from None
+
+
+class InvalidBodyError(Exception):
+    """A body that is not what it should be."""
+
+    def __init__(self, error: ValidationError) -> None:
+        super().__init__(str(error))
+        self.errors = error.errors(include_url=False, include_context=False, include_input=False)
+
+
+async def _picture(request: Request, service: Service) -> bytes:
+    kind = _content_type(request)
+    if not (kind.startswith("image/") or kind == "application/octet-stream"):
+        raise ProblemError("media-type", "The body is a picture file with the content type image/…, or JSON.")
+    return await _read(request, service.settings.limits.body_bytes, service.settings.limits.body_seconds)
+
+
+async def _read(request: Request, most_bytes: int, seconds: float) -> bytes:
+    """The body; no more of it is held than may be sent, and nobody waits for it for ever."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most_bytes:
+                    raise ProblemError("too-large", f"This body may have {most_bytes:,} bytes at the most.")
+    except TimeoutError:
+        raise ProblemError("malformed", f"The body did not arrive within {seconds:g} s.") from None
+    return bytes(body)
+
+
+# Answers
+
+
+def _page(page: Page) -> Response:
+    return Escaped({"hits": _hit_objects(page.hits), "cursor": page.cursor, "took_ms": page.took_ms})
+
+
+def _hits(page: Page) -> Response:
+    return Escaped({"hits": _hit_objects(page.hits), "took_ms": page.took_ms})
+
+
+def _hit_objects(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    return [hit_object(hit) for hit in hits]
+
+
+def _item_object(item: Item) -> dict[str, Any]:
+    modified = None if item.modified_ns is None else datetime.fromtimestamp(item.modified_ns / 1e9, UTC)
+    return {
+        "kind": item.kind,
+        "id": item.id,
+        "path": item.path,
+        "text": item.text,
+        "line": item.line,
+        "width": item.width,
+        "height": item.height,
+        "format": item.format,
+        "taken_at": item.taken_at,
+        "camera": item.camera,
+        "latitude_deg": finite(item.latitude_deg),
+        "longitude_deg": finite(item.longitude_deg),
+        "facts": finite(item.facts),
+        "captions": list(item.captions),
+        "size_bytes": item.size_bytes,
+        "modified_at": None if modified is None else modified.isoformat(timespec="seconds"),
+        "file_is_there": is_there(item),
+    }
+
+
+def _status(service: Service) -> dict[str, Any]:
+    try:
+        status = status_object(service.index.status())
+    except SourceError:  # nothing was indexed yet
+        status = {
+            "folder": str(service.index.folder),
+            "model": None,
+            "dim": None,
+            "images": 0,
+            "passages": 0,
+            "captions": 0,
+            "size_bytes": 0,
+            "updated_at": None,
+            "roots": [],
+            "skipped": [],
+        }
+    return {
+        **status,
+        "exists": status["model"] is not None,
+        "skipped": status["skipped"][:SHOWN_SKIPS],
+        "skipped_total": len(status["skipped"]),
+        "model_state": service.model_state,
+        "model_error": service.model_error,
+        "version": __version__,
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    report = run.report
+    return {
+        "number": run.number,
+        "state": run.state,
+        "folders": list(run.folders),
+        "done": run.progress.done,
+        "total": run.progress.total,
+        "skipped": run.progress.skipped,
+        "seconds": round(run.seconds, 1),
+        "error": run.error,
+        "report": None
+        if report is None
+        else {
+            "added": report.added,
+            "changed": report.changed,
+            "moved": report.moved,
+            "removed": report.removed,
+            "unchanged": report.unchanged,
+            "captions": report.captions,
+            "skipped": [{"path": skip.path, "reason": skip.reason} for skip in report.skipped[:SHOWN_SKIPS]],
+            "skipped_total": len(report.skipped),
+            "missing": report.missing,
+            "seconds": round(report.seconds, 1),
+        },
+    }
+
+
+async def _events(service: Service) -> AsyncIterator[str]:
+    said, quiet_s = None, 0.0
+    while True:
+        run = service.runs.last
+        if run is None:
+            return
+        if run.progress != said or run.state != "running":
+            said, quiet_s = run.progress, 0.0
+            yield f"data: {json.dumps(_run(run))}\n\n"
+            if run.state != "running":
+                return
+        elif quiet_s > BEAT_S:
+            quiet_s = 0.0
+            yield ": still there\n\n"
+        await asyncio.sleep(SEEN_EVERY_S)
+        quiet_s += SEEN_EVERY_S
+
+
+# OpenAPI
+
+
+def _ref(shape: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{shape.__name__}"}
+
+
+def _body(shape: type[BaseModel] | None, media_types: Sequence[str] = ()) -> dict[str, Any]:
+    """A request's body, for OpenAPI; routes read it themselves, within the limits."""
+    content: dict[str, Any] = {} if shape is None else {"application/json": {"schema": _ref(shape)}}
+    content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _complete_openapi(app: FastAPI) -> None:
+    """Add the shapes that routes read by themselves, and take out FastAPI's own form of errors, which is not ours."""
+    plain: Callable[[], dict[str, Any]] = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = plain()
+            known = schema.setdefault("components", {}).setdefault("schemas", {})
+            for shape in (shapes.SearchIn, shapes.EncodeIn, shapes.IndexIn, shapes.IdsIn, shapes.TokenIn, Problem):
+                described = shape.model_json_schema(ref_template="#/components/schemas/{model}")
+                known |= described.pop("$defs", {}) | {shape.__name__: described}
+            for name in ("HTTPValidationError", "ValidationError"):
+                known.pop(name, None)
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        return app.openapi_schema or schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    app.exception_handler(InvalidBodyError)(_invalid_body)
+
+
+async def _invalid_body(request: Request, error: InvalidBodyError) -> JSONResponse:
+    return invalid_parts(error.errors)

@@ -1,0 +1,124 @@
+"""The socket, the token, what is printed, and the end: everything about the running server that is not HTTP."""
+
+import os
+import secrets
+import socket
+import webbrowser
+from asyncio import TimerHandle, Transport
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mmsearch.errors import Error, UsageError
+from mmsearch.index import Index
+from mmsearch.serve.app import make_app
+from mmsearch.serve.settings import Settings, is_loopback
+
+LEAST_TOKEN = 16  # letters
+KEPT_OPEN_S = 30
+LAST_ANSWERS_S = 3  # how long open connections are waited for at the end
+
+
+def settings_for(
+    host: str, port: int, allowed: Sequence[str], names: Sequence[str], *, token: str | None = None
+) -> Settings:
+    """What was asked for on the command line; a server that others can reach has a token. Raises UsageError."""
+    for folder in allowed:
+        if not os.path.isdir(folder):
+            raise UsageError(f"--allow {folder}: there is no such folder.")
+    if token is not None and (len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable()):
+        raise UsageError(f"MMSEARCH_TOKEN needs {LEAST_TOKEN} ASCII letters or more. Unset it for a new one.")
+    if token is None and not is_loopback(host):
+        token = secrets.token_urlsafe(24)
+    return Settings(host, port, token, tuple(os.path.abspath(folder) for folder in allowed), tuple(names))
+
+
+def serve(
+    index: Index, settings: Settings, *, opens_browser: bool = False, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Answer until Ctrl-C. Raises Error where the address cannot be had."""
+    server, listening, settings = prepare(index, settings)
+    address = f"http://{_shown(settings.host)}:{settings.port}/"
+    say(f"{index.folder} is at {address} (Ctrl-C ends it)")
+    if settings.token is not None:
+        say(f"Its token, shown this once: {settings.token}")
+        say(f"or open {address}#token={settings.token}")
+    if opens_browser:
+        webbrowser.open(address if settings.token is None else f"{address}#token={settings.token}")
+    server.run(sockets=[listening])
+
+
+def prepare(index: Index, settings: Settings) -> tuple[uvicorn.Server, socket.socket, Settings]:
+    """A server that can be run, the socket that it listens at already, and the settings with the port that it got."""
+    listening = _listen(settings.host, settings.port)
+    settings = replace(settings, port=listening.getsockname()[1])
+    config = uvicorn.Config(
+        make_app(index, settings),
+        http=_patience(settings.limits.header_seconds),
+        ws="none",
+        log_level="warning",
+        access_log=False,  # it would keep what people looked for
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEPT_OPEN_S,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
+    )
+    return uvicorn.Server(config), listening, settings
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(256)
+    except OSError as error:
+        raise Error(
+            f"{host}:{port} cannot be listened at: {(error.strerror or str(error)).lower()}. Take another --port."
+        ) from error
+    return listening
+
+
+def _shown(host: str) -> str:
+    """The host in an address that can be opened here."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _patience(seconds: float) -> type[H11Protocol]:
+    """uvicorn's HTTP/1.1, which would wait for a request's header for ever: who sends it by the letter is cut off."""
+
+    class Impatient(H11Protocol):
+        _limit: TimerHandle | None = None
+
+        def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._limit = self.loop.call_later(seconds, self._cut_off)
+
+        def data_received(self, data: bytes) -> None:
+            if self._limit is None and (self.cycle is None or self.cycle.response_complete):
+                self._limit = self.loop.call_later(seconds, self._cut_off)  # a further request on the connection
+            super().data_received(data)
+            if self._limit is not None and self.cycle is not None and not self.cycle.response_complete:
+                self._limit.cancel()
+                self._limit = None
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._limit is not None:
+                self._limit.cancel()
+            super().connection_lost(exc)
+
+        def _cut_off(self) -> None:
+            self._limit = None
+            if self.cycle is None or self.cycle.response_complete:
+                cast(Any, self.transport).close()
+
+    return Impatient

@@ -1,0 +1,466 @@
+"""Attacks on the server: from a page elsewhere, over the network, by hostile bodies, names and files."""
+
+import http.client
+import io
+import os
+import re
+import socket
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from mmsearch import Index, media
+from mmsearch.errors import Error, UsageError
+from mmsearch.serve.guard import same
+from mmsearch.serve.server import prepare, settings_for
+from mmsearch.serve.settings import Limits, Settings
+from tests import pictures
+from tests.colours import ColourEncoder, plain
+from tests.conftest import Run
+from tests.served import Served, serving
+
+TOKEN = "correct-horse-battery-staple"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    plain("red").save(folder / "red.png")
+    (folder / "notes.md").write_text("<script>alert(1)</script> blue")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    limits = Limits(body_bytes=3_000_000, json_bytes=50_000, body_seconds=1.5, header_seconds=1.0)
+    with Index(tmp_path_factory.mktemp("served") / "index", encoder=ColourEncoder()) as index:
+        index.add(folder)
+        with serving(index, Settings(port=0, allowed=(str(folder),), limits=limits)) as served:
+            yield served
+
+
+@pytest.fixture(scope="module")
+def guarded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """As another machine reaches it: at every address, with a token."""
+    with Index(tmp_path_factory.mktemp("guarded") / "index", encoder=ColourEncoder()) as index:
+        index.add(folder)
+        with serving(index, Settings("0.0.0.0", 0, TOKEN, names=("pictures.example",))) as served:
+            yield served
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "0.0.0.0",
+        "10.0.0.7",
+        "",
+        "a b",
+        "localhost:x",
+    ],
+)
+def test_a_name_that_was_rebound_to_this_machine_is_refused(served: Served, host: str) -> None:
+    answer = served.http.get("/api/status", headers={"host": host})
+    assert answer.status_code in (400, 421)
+    assert "red.png" not in answer.text and "folder" not in answer.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "localhost", "LOCALHOST:8765", "[::1]:9", "127.9.9.9"])
+def test_every_name_of_this_machine_is_its_own(served: Served, host: str) -> None:
+    assert served.http.get("/healthz", headers={"host": host}).status_code == 200
+
+
+def test_two_host_headers_are_refused(served: Served) -> None:
+    said = raw(served, b"GET /api/status HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n")
+    assert said.split()[1] in (b"400", b"421")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:1"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"},
+        {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"},
+    ],
+)
+def test_a_page_from_elsewhere_can_ask_nothing(served: Served, folder: Path, headers: dict[str, str]) -> None:
+    for method, path in (("GET", "/api/search?q=red"), ("GET", "/api/items/mm-1/thumbnail"), ("DELETE", "/api/index")):
+        assert served.http.request(method, path, headers=headers).status_code == 403
+    started = served.http.post("/api/index", json={"folders": [str(folder)]}, headers=headers)
+    assert started.status_code == 403
+    assert served.http.get("/api/index").json()["run"] is None
+
+
+def test_a_link_from_elsewhere_leads_to_the_page_alone(served: Served) -> None:
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert served.http.get("/", headers=headers).status_code == 200
+    assert served.http.get("/", headers={**headers, "sec-fetch-mode": "no-cors"}).status_code == 403
+
+
+def test_a_form_of_another_site_cannot_be_taken_for_json(served: Served, folder: Path) -> None:
+    body = f'{{"folders": ["{folder}"]}}'.encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
+        assert served.http.post("/api/index", content=body, headers={"content-type": kind}).status_code == 415
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": f"Bearer {TOKEN[:-1]}"},
+        {"authorization": f"Bearer {TOKEN}x"},
+        {"authorization": f"Basic {TOKEN}"},
+        {"cookie": "mmsearch=x; mmsearch_8765=" + TOKEN},
+        {"cookie": "\x01;;;=="},
+    ],
+)
+def test_without_the_token_nothing_of_the_index_is_told(guarded: Served, headers: dict[str, str]) -> None:
+    with httpx2.Client(base_url=guarded.url) as stranger:
+        for path in (
+            "/api/status",
+            "/api/search?q=red",
+            "/api/items/mm-1",
+            "/api/items/mm-1/file",
+            "/metrics",
+            "/api/openapi.json",
+            "/api/index/events",
+            "//api/status",
+            "/page/../api/status",
+            "/page/%2e%2e/api/status",
+        ):
+            answer = stranger.get(path, headers=headers)
+            assert answer.status_code in (401, 404), path
+            assert "red.png" not in answer.text
+        assert stranger.get("/healthz").json() == {"status": "ok"}
+
+
+def test_the_token_is_exchanged_for_a_strict_cookie(guarded: Served) -> None:
+    with httpx2.Client(base_url=guarded.url) as browser:
+        assert browser.post("/api/session", json={"token": "guessed"}).status_code == 401
+        cookie = browser.post("/api/session", json={"token": TOKEN}).headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=strict" in cookie and "Domain" not in cookie
+        assert browser.get("/api/status").status_code == 200
+
+
+def test_tokens_are_compared_in_constant_time_whatever_was_sent() -> None:
+    assert same(TOKEN, TOKEN)
+    assert not same("", TOKEN) and not same("\udcff\u20ac", TOKEN) and not same(TOKEN * 1000, TOKEN)
+
+
+def test_an_open_server_goes_by_its_addresses_and_names(guarded: Served) -> None:
+    for host, status in (("192.168.1.5:80", 200), ("pictures.example", 200), ("evil.example", 421)):
+        assert guarded.http.get("/api/status", headers={"host": host}).status_code == status
+
+
+def test_who_listens_to_others_has_a_token() -> None:
+    assert settings_for("127.0.0.1", 0, (), ()).token is None
+    assert settings_for("localhost", 0, (), ()).token is None
+    first, second = (settings_for("0.0.0.0", 0, (), ()).token for _ in range(2))
+    assert first and second and len(first) >= 32 and first != second
+    assert settings_for("192.168.1.5", 0, (), (), token=TOKEN).token == TOKEN
+    with pytest.raises(UsageError, match="MMSEARCH_TOKEN"):
+        settings_for("0.0.0.0", 0, (), (), token="short")
+
+
+def test_loopback_is_what_is_listened_at(served: Served) -> None:
+    others = [
+        address[4][0]
+        for address in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+        if not str(address[4][0]).startswith("127.")
+    ]
+    for other in others:
+        with pytest.raises(OSError):
+            socket.create_connection((str(other), served.settings.port), timeout=1).close()
+
+
+# What a browser is held to
+
+
+def test_every_answer_is_strict(served: Served) -> None:
+    for path in ("/", "/api/status", "/api/nothing", "/api/items/mm-1/thumbnail", "/page/nothing", "/api/openapi.json"):
+        headers = served.http.get(path).headers
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'") and "unsafe" not in policy and "http" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert "access-control-allow-origin" not in headers
+
+
+def test_the_page_brings_everything_itself(served: Served) -> None:
+    page = served.http.get("/").text
+    assert "<style" not in page and not re.search(r"<script(?![^>]*\bsrc=)", page) and not re.search(r"\son\w+=", page)
+    for name in re.findall(r'(?:href|src)="([^"#]+)"', page):
+        assert name.startswith("/page/")
+        assert served.http.get(name).status_code == 200
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/../../../../etc/passwd",
+        "/page/..%2f..%2fapp.py",
+        "/page/%2e%2e/app.py",
+        "/page//etc/passwd",
+        "/api/items//etc/passwd/file",
+        "/api/items/..%2f..%2fetc%2fpasswd/file",
+        "/api/items/%2Fetc%2Fpasswd/file",
+        "/api/items/mm-1%00/file",
+        "/api/items/mm-99999999999999999999999/file",
+    ],
+)
+def test_nothing_is_served_by_its_path(served: Served, path: str) -> None:
+    said = raw(served, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert said.split()[1] in (b"404", b"400", b"422")
+    assert b"root:" not in said and b"import" not in said
+
+
+def test_a_file_that_became_something_else_is_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    hostile = {
+        "a.png": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+        "b.png": b"<!doctype html><script>alert(1)</script>",
+        "c.png": b"#!/bin/sh\n",
+    }
+    for name in hostile:
+        plain("red").save(tmp_path / "in" / name)
+    plain("red").save(tmp_path / "in" / "link.png")
+    plain("red").save(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / "note.txt").write_text("red")
+    (tmp_path / "secret").write_text("SECRET")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        index.add(tmp_path / "in")
+        for name, content in hostile.items():
+            (tmp_path / "in" / name).write_bytes(content)
+        for name in ("link.png", "note.txt"):
+            (tmp_path / "in" / name).unlink()
+            (tmp_path / "in" / name).symlink_to(tmp_path / "secret")
+        (tmp_path / "in" / "pipe.png").unlink()
+        os.mkfifo(tmp_path / "in" / "pipe.png")
+        with serving(index) as served:
+            for hit in served.http.get("/api/search?q=red&k=50").json()["hits"]:
+                for part in ("file", "thumbnail"):
+                    answer = served.http.get(f"/api/items/{hit['id']}/{part}")
+                    assert answer.status_code in (410, 404), hit["path"]
+                    assert "alert" not in answer.text and "SECRET" not in answer.text
+                archive = served.http.post("/api/zip", json={"ids": [hit["id"]]})
+                assert b"SECRET" not in archive.content
+
+
+def test_a_text_is_downloaded_as_text(served: Served) -> None:
+    hits = served.http.get("/api/search?q=blue&kind=text").json()["hits"]
+    answer = served.http.get(f"/api/items/{hits[0]['id']}/file")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_name_cannot_write_headers_nor_leave_the_folder_of_a_zip(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ('a"\r\nset-cookie: x=1\r\n.png', "x\\..\\..\\evil.png", "<img src=x onerror=alert(1)>.png"):
+        plain("red").save(tmp_path / "in" / "x.png")
+        (tmp_path / "in" / "x.png").rename(tmp_path / "in" / name)
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        index.add(tmp_path / "in")
+        with serving(index) as served:
+            ids = [hit["id"] for hit in served.http.get("/api/search?q=red").json()["hits"]]
+            for id in ids:
+                answer = served.http.get(f"/api/items/{id}/file")
+                assert answer.status_code == 200 and "set-cookie" not in answer.headers
+                assert re.fullmatch(r"inline; filename\*=UTF-8''[\w%.~-]+", answer.headers["content-disposition"])
+            archive = zipfile.ZipFile(io.BytesIO(served.http.post("/api/zip", json={"ids": ids}).content))
+            assert len(archive.namelist()) == 3
+            assert not any("/" in name or "\\..\\" in name or "\n" in name for name in archive.namelist())
+
+
+@pytest.mark.parametrize("inside", ["..", "../..", "/", "/etc", "~", "", "link"])
+def test_only_allowed_folders_are_indexed(served: Served, folder: Path, inside: str) -> None:
+    if inside == "link":
+        (folder / "link").symlink_to("/etc")
+    asked = os.path.join(folder, inside) if inside in ("..", "../..", "link") else inside
+    answer = served.http.post("/api/index", json={"folders": [asked]})
+    (folder / "link").unlink(missing_ok=True)
+    assert answer.status_code in (403, 422)
+    also = served.http.post("/api/index", json={"folders": [str(folder), "/etc"]})
+    assert also.status_code == 403
+    assert served.http.get("/api/index").json()["run"] is None
+
+
+def test_words_from_strangers_open_no_file(served: Served, folder: Path) -> None:
+    known = served.http.get("/api/search", params={"q": f"{folder}/red.png"})
+    assert known.status_code == 200  # words; as a picture it would have left itself out
+    assert str(folder / "red.png") in [hit["path"] for hit in known.json()["hits"]]
+    assert served.http.get("/api/search", params={"q": "/etc/not-there.png"}).status_code == 200
+
+
+# How much
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(served: Served) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served.settings.port, timeout=5)
+    connection.putrequest("POST", "/api/search")
+    connection.putheader("content-type", "image/png")
+    connection.putheader("content-length", str(10**12))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_body_without_a_length_is_cut_at_the_limit(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.settings.port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        sent = 0
+        try:
+            while sent < 100_000_000:
+                connection.sendall(b"10000\r\n" + bytes(2**16) + b"\r\n")
+                sent += 2**16
+        except OSError:
+            pass  # the server has hung up
+    assert sent < 50_000_000
+    assert served.http.get("/healthz").status_code == 200
+
+
+def test_json_has_a_lower_limit_than_pictures(served: Served) -> None:
+    answer = served.http.post("/api/encode", json={"texts": ["x" * 60_000]})
+    assert answer.status_code == 413
+    deep = b"[" * 20_000
+    assert (
+        served.http.post("/api/encode", content=deep, headers={"content-type": "application/json"}).status_code == 422
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/search?q=" + "x" * 2_001, 422),
+        ("/api/search?q=red&k=501", 422),
+        ("/api/search?q=red&k=0", 422),
+        ("/api/search?q=red&k=1e9", 422),
+        ("/api/search?q=red&like=" + "&like=".join(map(str, range(40))), 422),
+        ("/api/search?q=red&under=" + "&under=".join(map(str, range(40))), 422),
+        ("/api/search?q=red&near=1,1,1e400", 422),
+        ("/api/search?q=red&near=nan,nan,nan", 422),
+        ("/api/search?q=red&min_score=nan", 422),
+        ("/api/search?q=red&where=" + "[" * 1900, 422),
+        ("/api/search?q=red&where={%22a%22:[[1]]}", 422),
+        ("/api/search?cursor=AAAAAAAAAAAA.999999", 410),
+        ("/api/search?q=red&cursor=AAAAAAAAAAAA.999999", 200),
+    ],
+)
+def test_what_is_asked_for_has_limits(served: Served, path: str, status: int) -> None:
+    answer = served.http.get(path)
+    assert answer.status_code == status, answer.text[:300]
+    if path.endswith("999999") and status == 200:
+        assert answer.json()["hits"] == [] and answer.json()["cursor"] is None
+
+
+def test_a_bomb_costs_only_its_sender(served: Served, tmp_path: Path) -> None:
+    def upload(picture: bytes) -> httpx2.Response:
+        return served.http.post("/api/search", content=picture, headers={"content-type": "image/png"})
+
+    answer = upload(pictures.png_bomb(tmp_path / "bomb.png").read_bytes())
+    assert answer.status_code == 422 and "pixels" in answer.json()["detail"]
+    for hostile in (b"", b"\x89PNG\r\n\x1a\n", b"GIF89a" + bytes(100), b"\xff\xd8\xff" * 1000, b"<svg/>"):
+        assert upload(hostile).status_code == 422
+    assert served.http.get("/api/search?q=red").status_code == 200
+
+
+def test_uploads_are_not_decoded_in_the_server(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "read", None)  # as good as a crash, in this process
+    (hit, *_) = served.http.get("/api/search?q=red").json()["hits"]
+    picture = Path(hit["path"]).read_bytes()
+    answer = served.http.post("/api/search", content=picture, headers={"content-type": "image/png"})
+    assert answer.status_code == 200
+
+
+def test_nothing_is_left_of_an_upload(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for picture in (b"not a picture", bytes(1000)):
+        served.http.post("/api/lookup", content=picture, headers={"content-type": "image/png"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_sends_by_the_letter_is_cut_off_and_costs_nobody_else(served: Served) -> None:
+    slow = [socket.create_connection(("127.0.0.1", served.settings.port), timeout=5) for _ in range(50)]
+    for connection in slow:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
+    started = time.monotonic()
+    assert served.http.get("/healthz").status_code == 200
+    assert time.monotonic() - started < 1
+    for connection in slow:
+        assert connection.recv(1000) in (b"", b"HTTP/1.1 408 Request Timeout\r\n")
+        connection.close()
+    assert time.monotonic() - started < 4
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(served: Served) -> None:
+    head = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nx"
+    started = time.monotonic()
+    assert raw(served, head).split()[1] == b"400"
+    assert time.monotonic() - started < 4
+
+
+def test_a_second_request_on_a_connection_has_its_own_patience(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.settings.port), timeout=5) as connection:
+        for _ in range(3):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            said = b""
+            while not said.endswith(b"}"):
+                said += connection.recv(4096)
+            assert said.startswith(b"HTTP/1.1 200")
+            time.sleep(0.4)
+        connection.sendall(b"GET /hea")
+        assert connection.recv(4096) == b""
+
+
+# The command
+
+
+def test_an_address_that_is_taken_is_one_sentence(mmsearch: Run, served: Served) -> None:
+    done = mmsearch("serve", "--port", str(served.settings.port))
+    assert done.returncode == 1 and "Take another --port" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_folder_that_is_not_there_cannot_be_allowed(mmsearch: Run) -> None:
+    done = mmsearch("serve", "--allow", "no-such-folder")
+    assert done.returncode == 2 and "no-such-folder" in done.stderr
+
+
+def test_an_address_that_is_not_this_machine_s_is_an_error(folder: Path, tmp_path: Path) -> None:
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, pytest.raises(Error, match="cannot be listened"):
+        prepare(index, Settings("192.0.2.1", 0, TOKEN))
+
+
+def raw(served: Served, request: bytes) -> bytes:
+    """All that comes back for these very bytes."""
+    with socket.create_connection(("127.0.0.1", served.settings.port), timeout=10) as connection:
+        connection.sendall(request)
+        said = b""
+        while b"\r\n\r\n" not in said and (part := connection.recv(2**16)):
+            said += part
+        return said
+
+
+def test_an_address_has_an_end(served: Served) -> None:
+    assert raw(served, b"GET /?" + b"x" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n").split()[1] == b"400"
