@@ -25,6 +25,7 @@ from mmsearch.batching import TextBatcher
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, encodable, pixels_of
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
 from mmsearch.errors import MediaError, ModelError, ModelMismatchError, QueryError, SourceError, UsageError
+from mmsearch.everyday import everyday_queries
 from mmsearch.ingest import IngestOptions, Progress, Report, ingest, picture_item
 from mmsearch.items import Item, item
 from mmsearch.query import Asked, Picture, Query, picture
@@ -229,7 +230,7 @@ class Index:
     def _build_if_due(self, writer: Writer) -> None:
         for kind in KINDS:
             if self._vector_index.wants_building(writer, kind):
-                self._vector_index.build(writer, kind)
+                self._vector_index.build(writer, kind, lambda: everyday_queries(self._loaded()))
 
     def remove(self, *paths: str | os.PathLike[str], ids: Sequence[str] = (), wait_s: float | None = 0.0) -> int:
         """Take items out of the index, by path (a folder means all below it) or by id; no file on disk is touched.

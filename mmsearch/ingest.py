@@ -16,9 +16,10 @@ from mmsearch.decoding import DecodePool, Skip
 from mmsearch.embedding import PICTURES_AT_ONCE, TEXTS_AT_ONCE, Embedded, embed_pixels, embed_texts, fits, pixels_of
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import MediaError, MissingRootError, SourceError
+from mmsearch.everyday import everyday_queries
 from mmsearch.media import Decoded, ImageFacts, content_hash
 from mmsearch.sources import BadRow, ScanOptions, SourceFile, Unread, passages, read_captions, read_text, scan
-from mmsearch.store.records import FileKind, FileRow, NewFile, NewItem, Root
+from mmsearch.store.records import KINDS, FileKind, FileRow, Kind, NewFile, NewItem, Root
 from mmsearch.store.vectors import VectorIndex
 from mmsearch.store.writer import Writer
 
@@ -339,8 +340,8 @@ class _Run:
         self._read_side_cars(plan)
         for table, captions in tables.items():
             self._write_captions(self._table_file(table), captions)
-        self._vectors.build(self._writer, "image")
-        self._vectors.build(self._writer, "text")
+        for kind in KINDS:
+            self._build(kind)
         self._list_left_out()
         self._tell(at_once=True)
 
@@ -374,7 +375,10 @@ class _Run:
             if not row.usable:
                 self._skip(file, Skip(file.path, f"{NO_VECTOR} it"))
         if self._vectors.wants_building(self._writer, "image"):
-            self._vectors.build(self._writer, "image")
+            self._build("image")
+
+    def _build(self, kind: Kind) -> None:
+        self._vectors.build(self._writer, kind, lambda: everyday_queries(self._load_encoder()))
 
     def _put_picture(self, file: SourceFile, content: str, item: NewItem) -> None:
         """Write a picture with its file; one that was there before keeps its item, and so its captions."""

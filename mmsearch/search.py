@@ -16,12 +16,13 @@ from mmsearch.embedding import encodable
 from mmsearch.errors import UsageError
 from mmsearch.store.paths import below
 from mmsearch.store.reader import Reader
-from mmsearch.store.records import KINDS, FloatArray, IntArray, Kind
+from mmsearch.store.records import KINDS, Condition, FloatArray, Kind
 from mmsearch.store.vectors import VectorIndex, cosines
 
 RRF_K = 60  # the constant of the paper; its results hardly change between 10 and 100
 LEAST_DEVIATION = 0.01  # of cosines; below it they are all the same
-MIN_DEPTH = 100  # hits read from each ranking at the least, so that one found by two of them can rise
+# Hits read from each ranking beyond those wanted, so that one found by two of them can rise
+MIN_DEPTH, MOST_DEEPER = 90, 1_000
 COMPARISONS = {"<": "<", "<=": "<=", ">": ">", ">=": ">=", "!=": "<>"}
 Ranking = Literal["image", "text", "keyword"]
 
@@ -93,35 +94,52 @@ class Filters:
                     "near takes a latitude of -90..90, a longitude of -180..180 and a distance in km above 0."
                 )
 
-    def condition(self) -> tuple[str, list[object]]:
-        """SQL on items `i` and files `f` with bound values; "1" where everything passes."""
-        parts: list[str] = []
+    def condition(self, vectors: Kind | None = None) -> Condition | None:
+        """What the filters ask of a hit, None where everything passes; vectors: of hits that these vectors are for.
+
+        A picture's own vector is for a hit of kind image without being asked.
+        """
+        check: list[str] = []
+        find: list[str] = []
         values: list[object] = []
-        if self.kind is not None:
-            parts.append("i.kind = ?")
-            values.append(self.kind)
+
+        def ask(sql: str, *bound: object, find_by: str | None = None) -> None:
+            check.append(sql)
+            find.append(find_by or sql)
+            values.extend(bound)
+
+        if self.kind is not None and not self.kind == vectors == "image":
+            ask("i.kind = ?", self.kind)
         if self.under:
-            parts.append("(" + " OR ".join(["f.path = ? OR (f.path >= ? AND f.path < ?)"] * len(self.under)) + ")")
-            for folder in self.under:
-                first, last = below(folder)
-                values += [first[:-1], first, last]
+            ranges = [below(folder) for folder in self.under]
+            ask(
+                "(" + " OR ".join(["f.path = ? OR (f.path >= ? AND f.path < ?)"] * len(ranges)) + ")",
+                *(bound for first, last in ranges for bound in (first[:-1], first, last)),
+            )
         if self.after is not None:
-            parts.append("i.taken_at >= ?")
-            values.append(self.after)
+            ask("i.taken_at >= ?", self.after)
         if self.before is not None:
-            parts.append("i.taken_at < ?")
-            values.append(self.before)
+            ask("i.taken_at < ?", self.before)
         if self.near is not None:
             latitude, longitude, distance_km = self.near
             # A degree of latitude is 111.2 km; the box only saves computing distances
             margin_deg = distance_km / 111.0 + 0.01
-            parts.append("i.latitude_deg BETWEEN ? AND ? AND distance_km(i.latitude_deg, i.longitude_deg, ?, ?) <= ?")
-            values += [latitude - margin_deg, latitude + margin_deg, latitude, longitude, distance_km]
+            ask(
+                "i.latitude_deg BETWEEN ? AND ? AND distance_km(i.latitude_deg, i.longitude_deg, ?, ?) <= ?",
+                *(latitude - margin_deg, latitude + margin_deg, latitude, longitude, distance_km),
+            )
         for key, wanted in self.where.items():
             comparison, bound = _comparison(key, wanted)
-            parts.append(f"EXISTS (SELECT 1 FROM json_each(i.facts) WHERE key = ? AND {comparison})")
-            values += [encodable(key), *bound]
-        return " AND ".join(parts) or "1", values
+            by_value = f"i.id IN (SELECT item_id FROM item_facts WHERE key = ? AND {comparison})"
+            ask(
+                f"EXISTS (SELECT 1 FROM json_each(i.facts) WHERE key = ? AND {comparison})",
+                encodable(key),
+                *bound,
+                find_by=None if wanted is None else by_value,  # of nothing there is no value to find it by
+            )
+        if not check:
+            return None
+        return Condition(" AND ".join(check), " AND ".join(find), tuple(values), bool(self.under))
 
 
 def rank(
@@ -138,12 +156,12 @@ def rank(
 
     query: (dim,) float32 of length 1. words: what to look for by keyword, or "". leave_out: items that are no answer.
     """
-    condition, values = filters.condition()
-    depth = max(MIN_DEPTH, 2 * k) + len(leave_out)
+    depth = k + max(MIN_DEPTH, min(k, MOST_DEEPER)) + len(leave_out)
     scores: dict[Kind, dict[int, float]] = {}
     for kind in KINDS:
-        allowed = None if condition == "1" else reader.allowed_vectors(kind, condition, values)
-        ranked = _vector_ranking(reader, vectors, kind, query, depth, allowed, filters.min_score)
+        ranked = {}
+        if filters.kind != "text" or kind == "text":  # no picture is a text
+            ranked = _vector_ranking(reader, vectors, kind, query, depth, filters.condition(kind), filters.min_score)
         scores[kind] = {item: score for item, score in ranked.items() if item not in leave_out}
     if words:
         mixed = all(scores.values())
@@ -153,7 +171,7 @@ def rank(
         order = list(scores["image"] | scores["text"])
     rankings: dict[Ranking, Sequence[int]] = {kind: list(scores[kind]) for kind in KINDS}
     if match := match_expression(words):
-        found = reader.keyword_ranking(match, condition, values, depth)
+        found = reader.keyword_ranking(match, filters.condition(), depth)
         rankings["keyword"] = [item for item in found if item not in leave_out]
         order = fuse((rankings["keyword"], order))  # a tie goes to the words: they are in the name itself
     return _hits(reader, query, order, rankings, filters.min_score, k)
@@ -161,11 +179,9 @@ def rank(
 
 def rank_texts(reader: Reader, vectors: VectorIndex, query: FloatArray, filters: Filters, *, k: int) -> list[Hit]:
     """The k captions and passages nearest to a query vector; identical texts are one hit."""
-    condition, values = filters.condition()
-    allowed = None if condition == "1" else reader.allowed_vectors("text", condition, values)
-    depth = k
+    depth, condition = k, filters.condition("text")
     while True:
-        ids, _ = vectors.search(reader, "text", query, depth, allowed)
+        ids, _ = vectors.search(reader, "text", query, depth, condition)
         owners = reader.owners(ids.tolist())
         order = [owners[vector][0] for vector in ids.tolist() if vector in owners]
         items = reader.items(order)
@@ -226,7 +242,7 @@ def _vector_ranking(
     kind: Kind,
     query: FloatArray,
     depth: int,
-    allowed: IntArray | None,
+    condition: Condition | None,
     min_score: float | None,
 ) -> dict[int, float]:
     """Hits in the order of their best vector of a kind, with that vector's cosine; a caption stands for its picture.
@@ -235,7 +251,7 @@ def _vector_ranking(
     """
     asked = depth
     while True:
-        ids, scores = vectors.search(reader, kind, query, asked, allowed)
+        ids, scores = vectors.search(reader, kind, query, asked, condition)
         owners = reader.owners(ids.tolist())
         best: dict[int, float] = {}
         for vector, score in zip(ids.tolist(), scores.tolist(), strict=True):

@@ -6,14 +6,14 @@ over the rooms above. A reader is good for as long as the block of `Store.read` 
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from mmsearch.store.paths import below, from_columns, to_columns
-from mmsearch.store.records import FileKind, FileRow, FloatArray, IntArray, Kind, Root, Segment
+from mmsearch.store.records import Block, Condition, FileKind, FileRow, FloatArray, IntArray, Kind, Root, Segment
 
 T = TypeVar("T")
 
@@ -26,6 +26,11 @@ class Reader:
     def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
         self.connection = connection
         self.folder = folder
+
+    @property
+    def version(self) -> int:
+        """Of the tables: a writer brings them up to date, a reader takes them as they are."""
+        return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
 
     def setting(self, key: str) -> str | None:
         """A value of the settings table."""
@@ -117,15 +122,13 @@ class Reader:
             )
         }
 
-    def vectors_of(self, vector_ids: Sequence[int]) -> dict[int, FloatArray]:
-        """vector -> (dim,) float32, unit length; those that are there."""
-        return {
-            number: np.frombuffer(vector, np.float16).astype(np.float32)
+    def vectors_of(self, vector_ids: Sequence[int]) -> Block:
+        """(ids (n,) int64, vectors (n, dim) float32, unit length), in no order; those that are there."""
+        return _block(
+            row
             for part in parts(vector_ids)
-            for number, vector in self.connection.execute(
-                f"SELECT id, vector FROM vectors WHERE id IN ({marks(part)})", part
-            )
-        }
+            for row in self.connection.execute(f"SELECT id, vector FROM vectors WHERE id IN ({marks(part)})", part)
+        )
 
     def owners(self, vector_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
         """vector -> (its item, the item that it is a hit for: of a caption, the picture)."""
@@ -166,24 +169,46 @@ class Reader:
                 found[item["id"]] = item
         return found
 
-    def allowed_vectors(self, kind: Kind, condition: str, values: Sequence[object]) -> IntArray:
-        """(n,) int64, sorted: vectors of a kind whose hit, the item `i` with its file `f`, passes a condition.
+    def allowed_vectors(self, kind: Kind, condition: Condition) -> IntArray:
+        """(n,) int64, sorted: vectors of a kind whose hit passes a condition.
 
-        Of a caption the hit is its picture: a filter on place or time is about that.
+        Of a caption the hit is its picture: a filter on place or time is about that. Joined in this order, so that the
+        items that pass are found first.
         """
-        rows = self.connection.execute(
-            f"""SELECT v.id FROM vectors v JOIN items c ON c.id = v.item_id
-                JOIN items i ON i.id = ifnull(c.caption_of, c.id) LEFT JOIN files f ON f.id = i.file_id
-                WHERE v.kind = ? AND {condition} ORDER BY v.id""",
-            (kind, *values),
-        )
-        return np.fromiter((row[0] for row in rows), np.int64)
+        passes = condition.find if self.version > 1 else condition.check
+        hits = f"{'files f CROSS JOIN items i ON i.file_id = f.id' if condition.in_files else 'items i'} CROSS JOIN"
+        ways = [f"{hits} vectors v ON v.item_id = i.id WHERE v.kind = ? AND {passes}"]
+        if kind == "text":
+            ways[0] += " AND i.caption_of IS NULL"
+            captions = "items c ON c.caption_of = i.id CROSS JOIN vectors v ON v.item_id = c.id"
+            ways.append(f"{hits} {captions} WHERE v.kind = ? AND {passes}")
+        found = [
+            number
+            for way in ways
+            for (number,) in self.connection.execute(f"SELECT v.id FROM {way}", (kind, *condition.values)).fetchall()
+        ]
+        return np.sort(np.array(found, np.int64))
 
-    def keyword_ranking(self, match: str, condition: str, values: Sequence[object], limit: int) -> list[int]:
+    def passing(self, vector_ids: Sequence[int], condition: Condition) -> Block:
+        """(ids (n,) int64, vectors (n, dim) float32, unit length), in no order; those whose hit passes a condition."""
+        joined = "LEFT JOIN files f ON f.id = i.file_id" if condition.in_files else ""
+        return _block(
+            row
+            for part in parts(vector_ids)
+            for row in self.connection.execute(
+                f"""SELECT v.id, v.vector FROM vectors v CROSS JOIN items c ON c.id = v.item_id
+                    CROSS JOIN items i ON i.id = ifnull(c.caption_of, c.id) {joined}
+                    WHERE v.id IN ({marks(part)}) AND {condition.check}""",
+                (*part, *condition.values),
+            )
+        )
+
+    def keyword_ranking(self, match: str, condition: Condition | None, limit: int) -> list[int]:
         """Items whose words match an FTS5 expression and that pass a condition, best first (BM25, ties by id)."""
+        passes, values = ("1", ()) if condition is None else (condition.check, condition.values)
         rows = self.connection.execute(
             f"""SELECT i.id FROM keywords k JOIN items i ON i.id = k.rowid LEFT JOIN files f ON f.id = i.file_id
-                WHERE keywords MATCH ? AND {condition} ORDER BY bm25(keywords), i.id LIMIT ?""",
+                WHERE keywords MATCH ? AND {passes} ORDER BY bm25(keywords), i.id LIMIT ?""",
             (match, *values, limit),
         )
         return [row[0] for row in rows]
@@ -191,7 +216,8 @@ class Reader:
     def segments(self, kind: Kind) -> list[Segment]:
         """The FAISS files of a kind, in the order of ids."""
         rows = self.connection.execute(
-            "SELECT file, after_id, through_id, count, size_bytes FROM segments WHERE kind = ? ORDER BY through_id",
+            f"""SELECT file, after_id, through_id, count, size_bytes, {"cells" if self.version > 1 else "NULL"}
+                FROM segments WHERE kind = ? ORDER BY through_id""",
             (kind,),
         )
         return [Segment(*row) for row in rows]
@@ -201,43 +227,50 @@ class Reader:
         rows = self.connection.execute("SELECT id FROM dead_vectors WHERE kind = ? ORDER BY id", (kind,))
         return np.fromiter((row[0] for row in rows), np.int64)
 
-    def vectors_after(
-        self, kind: Kind, after_id: int, through_id: int | None = None
-    ) -> Iterator[tuple[IntArray, FloatArray]]:
+    def vectors_after(self, kind: Kind, after_id: int, through_id: int | None = None) -> Iterator[Block]:
         """Blocks of (ids (n,) int64, vectors (n, dim) float32), in the order of ids."""
         cursor = self.connection.execute(
             "SELECT id, vector FROM vectors WHERE kind = ? AND id > ? AND id <= ? ORDER BY id",
             (kind, after_id, through_id if through_id is not None else 2**62),
         )
         while rows := cursor.fetchmany(8192):
-            ids = np.array([row[0] for row in rows], np.int64)
-            flat = np.frombuffer(b"".join(row[1] for row in rows), np.float16)
-            yield ids, flat.reshape(len(rows), -1).astype(np.float32)
+            yield _block(rows)
 
-    def sample_of_vectors(self, kind: Kind, count: int) -> FloatArray:
-        """(n, dim) float32, n <= count: vectors of a kind at even distances of their ids, the same ones every time."""
+    def sample_of_vectors(self, kind: Kind, count: int) -> Block:
+        """(ids (n,), vectors (n, dim) float32), n <= count: at even distances of their ids, always the same ones."""
         first, last = self.connection.execute(  # each from the end of an index; asked for together, SQLite walks it all
             """SELECT (SELECT min(id) FROM vectors WHERE kind = ?), (SELECT max(id) FROM vectors WHERE kind = ?)""",
             (kind, kind),
         ).fetchone()
-        if first is None:
-            return np.empty((0, 0), np.float32)
-        ids = np.unique(np.linspace(first, last, count).astype(np.int64)).tolist()
-        rows = [
-            row[0]
+        ids = [] if first is None else np.unique(np.linspace(first, last, count).astype(np.int64)).tolist()
+        return _block(
+            row
             for part in parts(ids)
             for row in self.connection.execute(
                 # +kind: by their ids; the index on kinds would be walked from end to end
-                f"SELECT vector FROM vectors WHERE id IN ({marks(part)}) AND +kind = ? ORDER BY id",
+                f"SELECT id, vector FROM vectors WHERE id IN ({marks(part)}) AND +kind = ? ORDER BY id",
                 (*part, kind),
             )
-        ]
-        return np.frombuffer(b"".join(rows), np.float16).reshape(len(rows), -1).astype(np.float32)
+        )
+
+    def count_vectors(self, kind: Kind) -> int:
+        """How many vectors of a kind there are."""
+        return int(self.connection.execute("SELECT count(*) FROM vectors WHERE kind = ?", (kind,)).fetchone()[0])
 
     def last_vector(self, kind: Kind) -> int:
         """The highest vector id of a kind, 0 where there is none."""
         row = self.connection.execute("SELECT ifnull(max(id), 0) FROM vectors WHERE kind = ?", (kind,)).fetchone()
         return int(row[0])
+
+
+def _block(rows: Iterable[tuple[int, bytes]]) -> Block:
+    """Rows of an id and a half-precision vector as two arrays."""
+    ids, vectors = [], []
+    for number, vector in rows:
+        ids.append(number)
+        vectors.append(vector)
+    flat = np.frombuffer(b"".join(vectors), np.float16)
+    return np.array(ids, np.int64), flat.reshape(len(ids), -1 if ids else 0).astype(np.float32)
 
 
 def at(path: str, alias: str = "files") -> tuple[str, tuple[str, bytes]]:

@@ -14,6 +14,7 @@ Kind: TypeAlias = Literal["image", "text"]
 FileKind: TypeAlias = Literal["image", "text", "caption", "captions"]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+Block: TypeAlias = tuple[IntArray, FloatArray]  # ids (n,), vectors (n, dim)
 
 KINDS: tuple[Kind, ...] = ("image", "text")
 
@@ -74,6 +75,20 @@ class Segment:
     through_id: int
     count: int
     size_bytes: int
+    cells: str | None = None  # how its cells are searched, as JSON; None where every row is read
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a hit has to be, in SQL on items `i` and, where `in_files`, on files `f`; bound to the same values.
+
+    `check` is quick for an item that is given, `find` for finding all of them.
+    """
+
+    check: str
+    find: str
+    values: tuple[object, ...]
+    in_files: bool
 
 
 @dataclass(frozen=True)

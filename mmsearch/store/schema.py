@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-VERSION = 1
+VERSION = 2
 
 
 def migrate(connection: sqlite3.Connection) -> None:
@@ -31,7 +31,13 @@ def create_tables(db: "Database") -> None:
         db.execute(statement)
 
 
-STEPS: tuple[Callable[..., None], ...] = (create_tables,)
+def speed_up_large_indexes(db: "Database") -> None:
+    """Version 2."""
+    for statement in LARGE:
+        db.execute(statement)
+
+
+STEPS: tuple[Callable[..., None], ...] = (create_tables, speed_up_large_indexes)
 
 TABLES = (
     """CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID""",
@@ -106,5 +112,34 @@ TABLES = (
     """CREATE VIRTUAL TABLE keywords USING fts5 (words, place, tokenize = 'porter unicode61 remove_diacritics 2')""",
     """CREATE TRIGGER items_deleted AFTER DELETE ON items BEGIN
         DELETE FROM keywords WHERE rowid = old.id;
+    END""",
+)
+
+LARGE = (
+    # JSON: how a segment's cells are searched, as measured when it was built; NULL where every row is read.
+    """ALTER TABLE segments ADD COLUMN cells TEXT""",
+    # From the items that pass a filter to their vectors without touching the vectors themselves
+    """CREATE INDEX vectors_item ON vectors (item_id, kind)""",
+    """CREATE INDEX items_place ON items (latitude_deg, longitude_deg) WHERE latitude_deg IS NOT NULL""",
+    # The users' own facts by their values, kept by the triggers below; NULL is no value.
+    """CREATE TABLE item_facts (
+        key TEXT NOT NULL,
+        value NOT NULL,
+        item_id INTEGER NOT NULL,
+        PRIMARY KEY (key, value, item_id)) WITHOUT ROWID""",
+    """INSERT OR IGNORE INTO item_facts
+        SELECT j.key, j.value, i.id FROM items i, json_each(i.facts) j
+        WHERE i.facts IS NOT NULL AND j.value IS NOT NULL""",
+    """CREATE TRIGGER facts_inserted AFTER INSERT ON items WHEN new.facts IS NOT NULL BEGIN
+        INSERT OR IGNORE INTO item_facts
+            SELECT key, value, new.id FROM json_each(new.facts) WHERE value IS NOT NULL;
+    END""",
+    """CREATE TRIGGER facts_deleted AFTER DELETE ON items WHEN old.facts IS NOT NULL BEGIN
+        DELETE FROM item_facts WHERE item_id = old.id AND (key, value) IN (SELECT key, value FROM json_each(old.facts));
+    END""",
+    """CREATE TRIGGER facts_changed AFTER UPDATE OF facts ON items BEGIN
+        DELETE FROM item_facts WHERE item_id = old.id AND (key, value) IN (SELECT key, value FROM json_each(old.facts));
+        INSERT OR IGNORE INTO item_facts
+            SELECT key, value, new.id FROM json_each(new.facts) WHERE value IS NOT NULL;
     END""",
 )

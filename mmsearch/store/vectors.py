@@ -1,8 +1,11 @@
 """Vectors of an index, ranked by FAISS.
 
 The SQLite store is the truth; everything here is derived from it and may be deleted. Vectors lie in segments: FAISS
-files of half-precision rows, opened by mapping them into memory, so that opening costs milliseconds at any size.
-Vectors newer than the last segment are searched exactly beside them and dead ones are left out, so that an answer never
+files opened by mapping them into memory, so that opening costs milliseconds at any size. Up to CELLS_FROM vectors every
+row is read, in half precision, and the answer is exact; beyond, one segment of cells (cells.py) holds all but the
+newest, gives a short list, and the store's own vectors decide.
+
+Vectors newer than the last segment are searched exactly beside it and dead ones are left out, so that an answer never
 depends on when the segments were last built. A segment that is missing or damaged is passed over in the same way: its
 vectors are read from the store until a writer builds it again.
 """
@@ -12,31 +15,44 @@ import os
 import sys
 import threading
 import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
+from mmsearch.store.cells import NEIGHBOURS, Cells, Settings, choose, training_rows, with_growth
 from mmsearch.store.failures import disk_failures
 from mmsearch.store.metadata import Store
 from mmsearch.store.reader import Reader
-from mmsearch.store.records import KINDS, FloatArray, IntArray, Kind, Segment
+from mmsearch.store.records import KINDS, Block, Condition, FloatArray, IntArray, Kind, Segment
 from mmsearch.store.writer import Writer
 
 if TYPE_CHECKING:
     import faiss
 
+CELLS_FROM = 50_000  # vectors; below, reading all takes under 3 ms (tests/benchmarks/crossover.py), and is exact
+TAIL = 20_000  # vectors beside cells, all of which are read, before the cells take them in
+TRAIN_AGAIN = 2.0  # times as many rows as the centres were placed for
 SEGMENT_SIZE = 200_000  # vectors; bounds the memory that building takes to some 200 MB at 512 dimensions
 PENDING_RATIO = 1.0  # build anew once as many wait beside the segments as are in them: each is written O(log n) times
 PENDING_MIN = 2_000  # vectors; never for fewer while a run goes on, whose end builds whatever waits
 DEAD_RATIO = 0.2  # of a full segment, from which on it is built again without them
 TIES = 16  # candidates beyond k that are scored anew, since a tie at the end may be among them
 DAMAGE = 1e-3  # between a segment's score and the store's; half-precision rows differ by less than 1e-6
+CODE_DAMAGE = 0.25  # of a row's length, by which few codes of sound cells are off
 SAMPLE = 512  # vectors; places the mean to within a twentieth of the deviation
+QUERIES = 200  # of each kind, with which cells are measured
+FEW = 1_000  # allowed vectors that are read from the store rather than looked for
+# To find all items that pass a filter costs about 1.5 us for each; to ask of a candidate whether it does, 3
+FIND_COST, CHECK_COST = 1.5, 3.0
+FILTERS_KEPT = 8  # what passes them, until the index changes
 FOLDER = "vectors"
 
-_Block: TypeAlias = tuple[IntArray, FloatArray]  # ids (n,), vectors (n, dim)
+TextQueries: TypeAlias = Callable[[], FloatArray]  # (n, dim), drawn as the texts of queries lie
 
 
 @dataclass(frozen=True)
@@ -45,10 +61,17 @@ class _Opened:
 
     revision: int
     segments: tuple[Segment, ...]
-    files: tuple["faiss.Index", ...]
-    beside: tuple[_Block, ...]
+    files: tuple["faiss.Index", ...]  # of which every row is read
+    cells: Cells | None
+    settings: Settings | None  # of the cells
+    beside: tuple[Block, ...]
     read_through: int  # the highest id that was read from the store
     dead: IntArray
+
+    @property
+    def count(self) -> int:
+        """Of vectors, dead ones included."""
+        return sum(segment.count for segment in self.segments) + sum(len(ids) for ids, _ in self.beside)
 
 
 class VectorIndex:
@@ -57,22 +80,26 @@ class VectorIndex:
     def __init__(self, store: Store) -> None:
         self._folder = store.folder / FOLDER
         self._held: dict[Kind, _Opened] = {}
+        self._samples: dict[Kind, tuple[int, Block]] = {}  # with the revision that they are of
+        self._filters: OrderedDict[tuple[Kind, Condition, int], IntArray] = OrderedDict()
         self._lock = threading.Lock()
 
     def search(
-        self, reader: Reader, kind: Kind, query: FloatArray, k: int, allowed: IntArray | None = None
+        self, reader: Reader, kind: Kind, query: FloatArray, k: int, condition: Condition | None = None
     ) -> tuple[IntArray, FloatArray]:
         """The k nearest vectors of a kind: (ids (n,) int64, cosines (n,) float32), best first, ties by id; n <= k.
 
-        query: (dim,) float32 of length 1. allowed: sorted ids; only these are ranked. None ranks all.
+        query: (dim,) float32 of length 1. condition: what their hits have to be; fewer than k are found only where
+        fewer pass. The cosines are the store's own; among so many vectors that cells hold them, a near one may be
+        missed (RECALL in cells.py).
         """
-        if k <= 0 or (allowed is not None and not len(allowed)):
+        if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         opened = self._refresh(reader, kind)
-        found = self._candidates(reader, opened, query, k + TIES, allowed)
+        found = self._ranked(reader, opened, kind, query, k, condition)
         if found is None:
             opened = self._hold(kind, _opened(reader, kind, opened.segments, without_files=True))
-            found = self._candidates(reader, opened, query, k + TIES, allowed)
+            found = self._ranked(reader, opened, kind, query, k, condition)
         assert found is not None
         ids, scores = found
         best = np.lexsort((ids, -scores))[:k]
@@ -80,11 +107,62 @@ class VectorIndex:
 
     def usual_scores(self, reader: Reader, kind: Kind, query: FloatArray) -> tuple[float, float]:
         """Mean and standard deviation of a query's cosines with the vectors of a kind, from a sample of them."""
-        sample = reader.sample_of_vectors(kind, SAMPLE)
+        _, sample = self._sample(reader, kind)
         if not len(sample):
             return 0.0, 1.0
         scores = cosines(sample, query)
         return float(scores.mean()), float(scores.std())
+
+    def _sample(self, reader: Reader, kind: Kind) -> Block:
+        revision = reader.revision()
+        held = self._samples.get(kind)
+        if held is None or held[0] != revision:
+            held = self._samples[kind] = (revision, reader.sample_of_vectors(kind, SAMPLE))
+        return held[1]
+
+    def _ranked(
+        self, reader: Reader, opened: _Opened, kind: Kind, query: FloatArray, k: int, condition: Condition | None
+    ) -> tuple[IntArray, FloatArray] | None:
+        """The k best and what ties with them, in no order; None where a segment proves damaged.
+
+        A filter that lets much pass is asked of the best candidates; for one that lets little pass, all that pass are
+        found, and remembered until the index changes.
+        """
+        if condition is None:
+            return self._candidates(reader, opened, query, k, None)
+        key = (kind, condition, reader.revision())
+        allowed = self._filters.get(key)
+        if allowed is None:
+            ids, _ = self._sample(reader, kind)
+            share = len(reader.passing(ids.tolist(), condition)[0]) / max(1, len(ids))
+            if share and FIND_COST * share * opened.count > CHECK_COST * (k + TIES) / share:
+                checked = self._checked(reader, opened, query, k, condition, share)
+                if checked is not None:
+                    return checked
+            allowed = self._filters[key] = reader.allowed_vectors(kind, condition)
+            while len(self._filters) > FILTERS_KEPT:
+                with contextlib.suppress(KeyError):  # another thread took it
+                    self._filters.popitem(last=False)
+        if len(allowed) <= FEW:
+            ids, rows = reader.vectors_of(allowed.tolist())
+            return ids, cosines(rows, query)
+        return self._candidates(reader, opened, query, k, allowed)
+
+    def _checked(
+        self, reader: Reader, opened: _Opened, query: FloatArray, k: int, condition: Condition, share: float
+    ) -> tuple[IntArray, FloatArray] | None:
+        """The best of those candidates that pass a condition; None where they would have to be half of all."""
+        wanted = k + TIES
+        while (deep := int(1.3 * wanted / share)) < opened.count / 2:
+            found = _nearest(opened, query, deep, self._dead(opened))
+            asked, told = (np.concatenate(part) for part in zip(*found, strict=True))
+            ids, rows = reader.passing(asked.tolist(), condition)
+            if len(ids) >= wanted:
+                scores = cosines(rows, query)
+                off = np.abs(scores - told[_places(asked, ids)])
+                return None if np.any(off >= DAMAGE) else (ids, scores)  # who looks for all that pass, sees to damage
+            share /= 3
+        return None
 
     def _candidates(
         self, reader: Reader, opened: _Opened, query: FloatArray, k: int, allowed: IntArray | None
@@ -94,28 +172,32 @@ class VectorIndex:
         FAISS and numpy add in different orders, so that near ties fall differently: the score of a hit is computed in
         one way, from the store's own vector. A segment that told another score, or an id that is not there, is damaged.
         """
-        found = [_search_segment(file, query, k, allowed, opened.dead) for file in opened.files]
-        for block, vectors in opened.beside:
-            alive = ~np.isin(block, opened.dead) if allowed is None else np.isin(block, allowed)
-            found.append((block[alive], vectors[alive] @ query))
+        wanted = k + TIES
+        only = _Selected(allowed, among=True) if allowed is not None else self._dead(opened)
+        found = _nearest(opened, query, wanted, only)
         if not found:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         ids, told = np.concatenate([ids for ids, _ in found]), np.concatenate([scores for _, scores in found])
-        best = np.argsort(-told, kind="stable")[:k]
-        stored = reader.vectors_of(ids[best].tolist())
-        there = np.array([number in stored for number in ids[best].tolist()], bool)
+        listed = np.isnan(told)  # by cells, which tell no score
+        best = np.concatenate(
+            (np.flatnonzero(listed), np.flatnonzero(~listed)[np.argsort(-told[~listed], kind="stable")[:wanted]])
+        )
+        ids, told = ids[best], told[best]
+        stored, rows = reader.vectors_of(ids.tolist())
+        whole = len(stored) == len(ids)
         newer = opened.revision > reader.revision()  # another thread has read on
-        if newer and not there.all() and len(best) == k:  # what the snapshot does not have yet takes nobody's place
+        if newer and not whole and len(ids) >= wanted:
+            # what the snapshot does not have yet takes nobody's place
             return self._candidates(reader, opened, query, 2 * k, allowed)
-        if opened.files and not newer and not there.all():
+        if opened.segments and not newer and not whole:
             return None
-        best = best[there]
-        if not len(best):
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        scores = cosines(np.stack([stored[number] for number in ids[best].tolist()]), query)
-        if opened.files and not np.all(np.abs(scores - told[best]) < DAMAGE):
+        scores = cosines(rows, query)
+        if opened.files and np.any(np.abs(scores - told[_places(ids, stored)]) >= DAMAGE):  # NaN for what was listed
             return None
-        return ids[best], scores
+        return stored, scores
+
+    def _dead(self, opened: _Opened) -> "_Selected | None":
+        return _Selected(opened.dead, among=False) if len(opened.dead) else None
 
     def _refresh(self, reader: Reader, kind: Kind) -> _Opened:
         """Bring what is held in memory to the reader's snapshot, or a newer one; only what is new is read."""
@@ -143,31 +225,79 @@ class VectorIndex:
         """Whether so much waits beside the segments that a long run should build in between."""
         segments = reader.segments(kind)
         waiting = reader.last_vector(kind) - max((segment.through_id for segment in segments), default=0)
-        return waiting > max(PENDING_MIN, PENDING_RATIO * sum(segment.count for segment in segments))
+        among = sum(segment.count for segment in segments)
+        return waiting > max(PENDING_MIN, min(PENDING_RATIO * among, TAIL))
 
-    def build(self, writer: Writer, kind: Kind) -> None:
+    def build(self, writer: Writer, kind: Kind, text_queries: TextQueries | None = None) -> None:
         """Bring the segments of a kind up to the store, and remove files that none refers to.
 
         Full and sound segments stay; the rest is written anew under new names and taken into use in one transaction,
-        so that a reader has the old files or the new ones.
+        so that a reader has the old files or the new ones. text_queries: asked for where cells are to be measured.
         """
         segments, last = writer.segments(kind), writer.last_vector(kind)
         dead = writer.dead_vectors(kind)
-        sound = [_open_segment(self._folder / segment.file, segment) is not None for segment in segments]
-        keep = []
-        for segment, is_sound in zip(segments, sound, strict=True):
+        sound = [_is_sound(writer, kind, self._folder / segment.file, segment) for segment in segments]
+        keep: list[Segment] = []
+        built: list[Segment] = []
+        if (count := writer.count_vectors(kind)) >= CELLS_FROM:
+            first = segments[0] if segments and segments[0].cells and sound[0] else None
+            if first is not None and not _is_due(first, last, count, dead):
+                keep.append(first)
+            elif (cells := self._build_cells(writer, kind, first, count, last, text_queries)) is not None:
+                built.append(cells)
+        for segment, is_sound in zip(segments[len(keep) :], sound[len(keep) :], strict=True):
             lost = np.count_nonzero((dead > segment.after_id) & (dead <= segment.through_id))
-            if segment.count < SEGMENT_SIZE or lost > DEAD_RATIO * segment.count or not is_sound:
+            if built or segment.cells or segment.count < SEGMENT_SIZE or lost > DEAD_RATIO * segment.count:
+                break
+            if not is_sound:
                 break
             keep.append(segment)
-        after = max((segment.through_id for segment in keep), default=0)
+        after = max((segment.through_id for segment in (*keep, *built)), default=0)
         reaches = max((segment.through_id for segment in segments), default=0)
-        changed = last > reaches or np.any(dead > after) or len(keep) + 1 < len(segments)
+        changed = built or last > reaches or np.any(dead > after) or len(keep) + 1 < len(segments)
         if changed or not all(sound):
-            built = self._build_after(writer, kind, after)
+            built += self._build_after(writer, kind, after)
             with writer.transaction():
                 writer.put_segments(kind, keep, built, last)
         self._sweep(writer)
+
+    def _build_cells(
+        self,
+        writer: Writer,
+        kind: Kind,
+        first: Segment | None,
+        count: int,
+        last: int,
+        text_queries: TextQueries | None,
+    ) -> Segment | None:
+        """One segment of cells with all there is; None where they cannot be searched well, and all is read instead.
+
+        Cells that have not grown much since they were placed take in what is new; else they are placed again, and how
+        they are searched is measured again.
+        """
+        settings = Settings.from_json(first.cells) if first is not None and first.cells else None
+        if first is not None and settings is not None and count < TRAIN_AGAIN * settings.trained_on:
+            cells = Cells.open(self._folder / first.file, mapped=False)
+            dead = writer.dead_vectors(kind)
+            cells.remove(dead[dead <= first.through_id])
+            for ids, rows in writer.vectors_after(kind, first.through_id):
+                cells.add(ids, rows)
+        else:
+            cells = Cells.train(writer.sample_of_vectors(kind, training_rows(count))[1], count)
+            asked = _some_queries(writer, text_queries)
+            true = _Neighbours(np.concatenate([rows for _, rows in asked.values()]))
+            for ids, rows in writer.vectors_after(kind, 0):
+                cells.add(ids, rows)
+                true.see(ids, rows)
+            parts = np.split(true.but_for(np.concatenate([ids for ids, _ in asked.values()])), _ends(asked))
+            settings = choose(
+                cells,
+                {name: (rows, part) for (name, (_, rows)), part in zip(asked.items(), parts, strict=True)},
+                count,
+            )
+        if settings is None:
+            return None
+        return self._write(kind, 0, last, len(cells), cells.save(), settings.to_json())
 
     def _build_after(self, writer: Writer, kind: Kind, after: int) -> list[Segment]:
         built: list[Segment] = []
@@ -177,32 +307,37 @@ class VectorIndex:
             ids.append(block_ids)
             vectors.append(block)
             if sum(map(len, ids)) >= SEGMENT_SIZE:
-                built.append(self._write(kind, after, ids, vectors))
+                built.append(self._write_rows(kind, after, ids, vectors))
                 after, ids, vectors = built[-1].through_id, [], []
         if ids:
-            built.append(self._write(kind, after, ids, vectors))
+            built.append(self._write_rows(kind, after, ids, vectors))
         return built
 
-    def _write(self, kind: Kind, after: int, ids: list[IntArray], vectors: list[FloatArray]) -> Segment:
+    def _write_rows(self, kind: Kind, after: int, ids: list[IntArray], vectors: list[FloatArray]) -> Segment:
         import faiss
 
-        index: Any = faiss.IndexIDMap2(
+        index: Any = faiss.IndexIDMap(  # not IDMap2, which makes a table of all ids whenever it is opened
             faiss.IndexScalarQuantizer(vectors[0].shape[1], faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         )
         for block_ids, block in zip(ids, vectors, strict=True):
             index.add_with_ids(block, block_ids)
+        return self._write(kind, after, int(ids[-1][-1]), index.ntotal, faiss.serialize_index(index))
+
+    def _write(
+        self, kind: Kind, after: int, through: int, count: int, data: npt.NDArray[np.uint8], cells: str | None = None
+    ) -> Segment:
         path = self._folder / f"{kind}-{uuid.uuid4().hex[:12]}.faiss"
         with disk_failures(self._folder):
             self._folder.mkdir(exist_ok=True)
             try:
                 with path.open("wb") as file:
-                    file.write(faiss.serialize_index(index).data)
+                    file.write(data.data)
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:
                 path.unlink(missing_ok=True)  # on a full disk it would only be in the way
                 raise
-        return Segment(path.name, after, int(ids[-1][-1]), index.ntotal, path.stat().st_size)
+        return Segment(path.name, after, through, count, path.stat().st_size, cells)
 
     def _sweep(self, reader: Reader) -> None:
         """Delete files that no segment refers to; one that is still mapped on Windows goes the next time."""
@@ -213,6 +348,90 @@ class VectorIndex:
             if path.name not in used:
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+
+class _Selected:
+    """Ids as FAISS's selectors take them: a bit for each, so that a scan asks at the cost of one look."""
+
+    def __init__(self, ids: IntArray, *, among: bool) -> None:
+        """among: only these, else all but these."""
+        import faiss
+
+        bits = np.zeros(int(ids.max(initial=0)) + 1, bool)
+        bits[ids] = True
+        self.ids, self.among = ids, among
+        self._bits = np.packbits(bits, bitorder="little")
+        self._these = faiss.IDSelectorBitmap(self._bits)  # type: ignore[call-arg, arg-type]  # its types are C++'s
+        self.selector: faiss.IDSelector = self._these if among else faiss.IDSelectorNot(self._these)
+
+    def of(self, ids: IntArray) -> npt.NDArray[np.bool_]:
+        """(n,) bool: which of some ids are selected."""
+        listed: npt.NDArray[np.bool_] = np.isin(ids, self.ids)
+        return listed if self.among else ~listed
+
+
+class _Neighbours:
+    """The nearest rows of some queries, told exactly from blocks of rows that pass by once."""
+
+    def __init__(self, queries: FloatArray) -> None:
+        self._queries = queries
+        self._scores = np.full((len(queries), NEIGHBOURS + 1), -np.inf, np.float32)
+        self._ids = np.full((len(queries), NEIGHBOURS + 1), -1, np.int64)
+
+    def see(self, ids: IntArray, rows: FloatArray) -> None:
+        """A block (n, dim) of rows."""
+        import faiss
+
+        count = min(len(ids), NEIGHBOURS + 1)
+        scores, places = faiss.knn(self._queries, rows, count, faiss.METRIC_INNER_PRODUCT)
+        scores = np.concatenate((self._scores, scores), axis=1)
+        known = np.concatenate((self._ids, ids[places]), axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : NEIGHBOURS + 1]
+        self._scores = np.take_along_axis(scores, best, axis=1)
+        self._ids = np.take_along_axis(known, best, axis=1)
+
+    def but_for(self, own: IntArray) -> IntArray:
+        """(q, 10) ids, best first, without the row that a query itself is: own (q,), -1 where it is none."""
+        others = self._ids != own[:, None]
+        order = np.argsort(~others, axis=1, kind="stable")[:, :NEIGHBOURS]
+        neighbours: IntArray = np.take_along_axis(self._ids, order, axis=1)
+        return neighbours
+
+
+def _some_queries(reader: Reader, text_queries: TextQueries | None) -> dict[str, tuple[IntArray, FloatArray]]:
+    """Queries as people may ask them, by kind: (ids (q,), rows (q, dim)) of the index's own items, and words.
+
+    Each lies where its kind lies, and texts lie in another cone than pictures. ids: -1 for what is not in the index.
+    """
+    asked: dict[str, tuple[IntArray, FloatArray]] = {}
+    for kind in KINDS:
+        ids, rows = reader.sample_of_vectors(kind, QUERIES)
+        if kind == "text" and text_queries is not None:
+            words = text_queries()
+            ids = np.concatenate((ids, np.full(len(words), -1, np.int64)))
+            rows = np.concatenate((rows, words)) if len(rows) else words
+        if len(rows):
+            asked[kind] = (ids, rows)
+    return asked
+
+
+def _ends(asked: dict[str, tuple[IntArray, FloatArray]]) -> list[int]:
+    """Where one group ends and the next begins."""
+    ends: list[int] = np.cumsum([len(ids) for ids, _ in asked.values()])[:-1].tolist()
+    return ends
+
+
+def _is_due(cells: Segment, last: int, count: int, dead: IntArray) -> bool:
+    """Whether cells should take in what waits beside them, or let go of what died in them."""
+    lost = np.count_nonzero(dead <= cells.through_id)
+    return bool(count - (cells.count - lost) > TAIL or lost > DEAD_RATIO * cells.count)
+
+
+def _places(among: IntArray, ids: IntArray) -> IntArray:
+    """(n,) where each of the ids (n,) is among others; every one is there."""
+    order = np.argsort(among)
+    places: IntArray = order[np.searchsorted(among, ids, sorter=order)]
+    return places
 
 
 def _after_fork() -> None:
@@ -227,13 +446,15 @@ if hasattr(os, "register_at_fork"):
 
 def cosines(vectors: FloatArray, query: FloatArray) -> FloatArray:
     """(n, dim) @ (dim,) -> (n,) float32, to the same bit whatever else is in the block, as no BLAS promises."""
+    if not len(vectors):  # of nothing the store does not know how wide it is
+        return np.empty(0, np.float32)
     scores: FloatArray = (vectors * query).sum(axis=1, dtype=np.float64).astype(np.float32)
     return scores
 
 
-def _merged(blocks: tuple[_Block, ...]) -> tuple[_Block, ...]:
+def _merged(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
     """The same vectors in few blocks, however often one was added: each is copied O(log n) times."""
-    merged: list[_Block] = []
+    merged: list[Block] = []
     for block in blocks:
         ids, vectors = block
         while merged and len(merged[-1][0]) <= len(ids):
@@ -245,27 +466,43 @@ def _merged(blocks: tuple[_Block, ...]) -> tuple[_Block, ...]:
 
 def _opened(reader: Reader, kind: Kind, segments: tuple[Segment, ...], *, without_files: bool = False) -> _Opened:
     """Open a kind anew; the vectors of a segment that cannot be used are read from the store."""
-    files, beside, through = [], list[_Block](), 0
+    files, beside, through = [], list[Block](), 0
+    cells: Cells | None = None
+    settings: Settings | None = None
     for segment in segments:
-        file = None if without_files else _open_segment(reader.folder / FOLDER / segment.file, segment)
-        if file is not None:
-            files.append(file)
-        else:
-            beside += reader.vectors_after(kind, segment.after_id, segment.through_id)
+        path = reader.folder / FOLDER / segment.file
         through = segment.through_id
+        if without_files:
+            pass
+        elif segment.cells is not None:
+            cells, settings = _open_cells(reader, kind, path, segment)
+            if cells is not None:
+                continue
+        elif (file := _open_rows(path, segment)) is not None:
+            files.append(file)
+            continue
+        beside += reader.vectors_after(kind, segment.after_id, segment.through_id)
     beside += reader.vectors_after(kind, through)
     through = max((int(ids[-1]) for ids, _ in beside), default=through)
     return _Opened(
         reader.revision(),
         segments,
         tuple(files),
+        cells,
+        settings,
         tuple(beside),
         max(through, segments[-1].through_id if segments else 0),
         reader.dead_vectors(kind),
     )
 
 
-def _open_segment(path: Path, segment: Segment) -> "faiss.Index | None":
+def _is_sound(reader: Reader, kind: Kind, path: Path, segment: Segment) -> bool:
+    if segment.cells is not None:
+        return _open_cells(reader, kind, path, segment, looks=10_000)[0] is not None
+    return _open_rows(path, segment) is not None
+
+
+def _open_rows(path: Path, segment: Segment) -> "faiss.Index | None":
     """The file mapped into memory, or None where it is missing or not what was written."""
     import faiss
 
@@ -278,19 +515,74 @@ def _open_segment(path: Path, segment: Segment) -> "faiss.Index | None":
     return file if file.ntotal == segment.count else None
 
 
-def _search_segment(
-    file: Any, query: FloatArray, k: int, allowed: IntArray | None, dead: IntArray
-) -> tuple[IntArray, FloatArray]:
+def _open_cells(
+    reader: Reader, kind: Kind, path: Path, segment: Segment, *, looks: int = 16
+) -> tuple[Cells, Settings] | tuple[None, None]:
+    """The file mapped into memory, or None where it is missing or not what was written.
+
+    Scores from codes are near enough at best, so that damage would not show in them: the first row of so many cells is
+    compared with the store's vector at once.
+    """
+    try:
+        if path.stat().st_size != segment.size_bytes:
+            return None, None
+        cells, settings = Cells.open(path), Settings.from_json(segment.cells or "")
+        ids, told = cells.some_rows(looks)
+    except (OSError, RuntimeError, MemoryError, ValueError, TypeError):
+        return None, None
+    there, stored = reader.vectors_of(ids.tolist())
+    gone = np.setdiff1d(ids, there)
+    if len(cells) != segment.count or not len(there) or not np.isin(gone, reader.dead_vectors(kind)).all():
+        return None, None
+    rows = cells.project(stored)
+    off = np.linalg.norm(told[_places(ids, there)] - rows, axis=1) / np.linalg.norm(rows, axis=1)
+    return (cells, settings) if float(np.quantile(off, 0.9)) < CODE_DAMAGE else (None, None)
+
+
+def _nearest(
+    opened: _Opened, query: FloatArray, wanted: int, only: _Selected | None
+) -> list[tuple[IntArray, FloatArray]]:
+    """The nearest of each segment and of each block beside them: ids, and scores, NaN for what cells list."""
+    found = list(_listed(opened, query, wanted, only))
+    found += [_search_rows(file, query, wanted, only) for file in opened.files]
+    for block, vectors in opened.beside:
+        chosen = slice(None) if only is None else only.of(block)
+        scores = vectors[chosen] @ query
+        best = np.argsort(-scores, kind="stable")[:wanted]
+        found.append((block[chosen][best], scores[best]))
+    return found
+
+
+def _listed(
+    opened: _Opened, query: FloatArray, wanted: int, only: _Selected | None
+) -> Iterator[tuple[IntArray, FloatArray]]:
+    """The short list of the cells; as long as it should be wherever there are so many rows."""
+    cells, settings = opened.cells, opened.settings
+    if cells is None or settings is None:
+        return
+    share = len(only.ids) / max(1, len(cells)) if only is not None and only.among else 1.0
+    probes, length = with_growth(settings, wanted, share)
+    while True:
+        ids = cells.shortlists(
+            query[None, :],
+            length,
+            probes=probes,
+            spread=settings.spread,
+            only=None if only is None else only.selector,
+        )[0]
+        if probes >= cells.number or np.all(ids >= 0):
+            break
+        probes *= 4
+    ids = ids[ids >= 0]
+    yield ids, np.full(len(ids), np.nan, np.float32)
+
+
+def _search_rows(file: Any, query: FloatArray, k: int, only: _Selected | None) -> tuple[IntArray, FloatArray]:
     import faiss
 
     parameters: faiss.SearchParameters | None = None
-    selector: faiss.IDSelector | None = None
-    if allowed is not None:
-        selector = faiss.IDSelectorBatch(allowed)
-    elif len(dead):
-        selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(dead))
-    if selector is not None:  # a name of its own: the parameters do not keep it alive
-        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]  # its types lack the keywords
+    if only is not None:
+        parameters = faiss.SearchParameters(sel=only.selector)  # type: ignore[call-arg]  # its types lack the keywords
     scores, ids = file.search(query[None, :], min(k, file.ntotal), params=parameters)
     real = ids[0] >= 0
     return ids[0][real], scores[0][real]

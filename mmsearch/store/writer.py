@@ -196,8 +196,8 @@ class Writer(Reader):
         kept = [segment.file for segment in keep]
         self.connection.execute(f"DELETE FROM segments WHERE kind = ? AND file NOT IN ({marks(kept)})", (kind, *kept))
         self.connection.executemany(
-            "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)",
-            [(s.file, kind, s.after_id, s.through_id, s.count, s.size_bytes) for s in built],
+            "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [(s.file, kind, s.after_id, s.through_id, s.count, s.size_bytes, s.cells) for s in built],
         )
         rebuilt_from = max((segment.through_id for segment in keep), default=0)
         self.connection.execute(

@@ -1,0 +1,29 @@
+"""Everyday queries: what people ask of their pictures, for an index that nobody has asked anything yet.
+
+A large vector index is tuned by asking it (store/cells.py), and words lie elsewhere in the shared space than pictures.
+Where an index has too few texts of its own to stand for them, these do, encoded by its own model.
+"""
+
+import numpy as np
+
+from mmsearch.embedding import embed_texts
+from mmsearch.encoders.base import Encoder, FloatArray
+
+# fmt: off
+SUBJECTS = (
+    "a dog", "a cat", "a horse", "birds", "a flower", "trees", "a forest", "mountains", "a lake", "the sea", "a beach",
+    "a river", "the sky", "clouds", "a sunset", "snow", "rain", "a city at night", "a street", "a bridge", "a church",
+    "a castle", "a house", "a garden", "a kitchen", "a table with food", "a cake", "a cup of coffee", "fruit", "bread",
+    "people", "a woman", "a man", "a child", "a baby", "a family", "friends", "a wedding", "a birthday party",
+    "a concert", "a football match", "a car", "a bicycle", "a train", "an aeroplane", "a boat", "a motorcycle", "a bus",
+    "a book", "a computer", "a telephone", "a guitar", "a clock", "a chair", "a bed", "a lamp", "a map", "a painting",
+    "a drawing", "a screenshot", "a document", "a sign", "a butterfly", "a fish",
+)
+MANNERS = ("{}", "a photo of {}", "{} in the evening, seen from far away")
+# fmt: on
+
+
+def everyday_queries(encoder: Encoder) -> FloatArray:
+    """(192, dim) float32, rows of length 1; those for which the model has no finite vector are left out."""
+    asked = embed_texts(encoder, [manner.format(subject) for manner in MANNERS for subject in SUBJECTS])
+    return np.stack([row.vector for row in asked if row.usable])
