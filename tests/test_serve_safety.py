@@ -291,7 +291,7 @@ def test_a_name_cannot_write_headers_nor_leave_the_folder_of_a_zip(tmp_path: Pat
             assert not any("/" in name or "\\..\\" in name or "\n" in name for name in archive.namelist())
 
 
-@pytest.mark.parametrize("inside", ["..", "../..", "/", "/etc", "~", "", "link"])
+@pytest.mark.parametrize("inside", ["..", "../..", "/", "/etc", "~", "", "link", "a\0b"])
 def test_only_allowed_folders_are_indexed(served: Served, folder: Path, inside: str) -> None:
     if inside == "link":
         (folder / "link").symlink_to("/etc")

@@ -18,7 +18,6 @@ from starlette.types import ASGIApp
 from mmsearch import __version__
 from mmsearch import query as library_query
 from mmsearch.errors import SourceError
-from mmsearch.index import Index
 from mmsearch.items import Item
 from mmsearch.present import finite, hit_object, status_object
 from mmsearch.search import Hit
@@ -29,7 +28,6 @@ from mmsearch.serve.metrics import Metrics
 from mmsearch.serve.problems import MEDIA_TYPE, Problem, ProblemError, answer_with_problems, invalid_parts
 from mmsearch.serve.runs import Run
 from mmsearch.serve.service import Page, Service
-from mmsearch.serve.settings import Settings
 
 SHOWN_SKIPS = 1_000
 THUMBNAIL_SIZES = (320, 640, 1600)  # px; few, so that few are made
@@ -54,10 +52,9 @@ class Escaped(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
 
 
-def make_app(index: Index, settings: Settings) -> ASGIApp:
-    """The server for an index, as ASGI."""
-    service = Service(index, settings)
-    metrics = Metrics(index)
+def make_app(service: Service) -> ASGIApp:
+    """The server, as ASGI."""
+    metrics = Metrics(service.index)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -84,7 +81,7 @@ def make_app(index: Index, settings: Settings) -> ASGIApp:
     _server_routes(app, service, metrics)
     _page_routes(app)
     _complete_openapi(app)
-    return Guard(app, settings, metrics)
+    return Guard(app, service.settings, metrics)
 
 
 def _search_routes(app: FastAPI, service: Service) -> None:
@@ -458,7 +455,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 async def _events(service: Service) -> AsyncIterator[str]:
     said, quiet_s = None, 0.0
-    while True:
+    while not service.is_ending:
         run = service.runs.last
         if run is None:
             return

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from mmsearch.errors import Error, UsageError
 from mmsearch.index import Index
 from mmsearch.serve.app import make_app
+from mmsearch.serve.service import Service
 from mmsearch.serve.settings import Settings, is_loopback
 
 LEAST_TOKEN = 16  # letters
@@ -55,8 +56,9 @@ def prepare(index: Index, settings: Settings) -> tuple[uvicorn.Server, socket.so
     """A server that can be run, the socket that it listens at already, and the settings with the port that it got."""
     listening = _listen(settings.host, settings.port)
     settings = replace(settings, port=listening.getsockname()[1])
+    service = Service(index, settings)
     config = uvicorn.Config(
-        make_app(index, settings),
+        make_app(service),
         http=_patience(settings.limits.header_seconds),
         ws="none",
         log_level="warning",
@@ -66,7 +68,19 @@ def prepare(index: Index, settings: Settings) -> tuple[uvicorn.Server, socket.so
         timeout_keep_alive=KEPT_OPEN_S,
         timeout_graceful_shutdown=LAST_ANSWERS_S,
     )
-    return uvicorn.Server(config), listening, settings
+    return _Server(config, service), listening, settings
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which waits for open answers at its end; those that would go on for ever are ended first."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.is_ending = True
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -54,6 +54,7 @@ class Service:
         self.settings = settings
         self.runs = Runs(index)
         self.thumbnails = Thumbnails(index.folder)
+        self.is_ending = False  # set where the server begins to end: nobody watches a run any longer then
         self._model_state: ModelState = "none"
         self.model_error: str | None = None
         work = partial(Work, seconds=limits.seconds)

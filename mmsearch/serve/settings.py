@@ -56,6 +56,8 @@ class Settings:
 
     def may_index(self, folder: str) -> bool:
         """Whether a folder is one of those allowed, or lies in one, after every link has been followed."""
+        if "\0" in folder:
+            return False
         real = os.path.realpath(folder)
         return any(_is_within(real, os.path.realpath(allowed)) for allowed in self.allowed)
 

@@ -127,9 +127,7 @@ class PageOut(BaseModel):
     """A page of hits."""
 
     hits: list[HitOut]
-    cursor: str | None = Field(
-        description="For the next page; null on the last.", examples=["kX3vQm2ZsT_a.30"]
-    )
+    cursor: str | None = Field(description="For the next page; null on the last.", examples=["kX3vQm2ZsT_a.30"])
     took_ms: float = Field(examples=[21.4])
 
 
