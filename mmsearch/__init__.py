@@ -8,6 +8,7 @@
 What is listed here is promised; everything else may change.
 """
 
+from mmsearch.client import Client
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.catalog import load_encoder
 from mmsearch.errors import Error
@@ -19,6 +20,7 @@ from mmsearch.search import Hit
 
 __version__ = "0.1.0"
 __all__ = [
+    "Client",
     "Encoder",
     "Error",
     "Hit",

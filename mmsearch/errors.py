@@ -8,6 +8,7 @@ Error                     catch this one to catch all of them
 ├── ModelError            a model that cannot be found, made into a bundle, or run
 │   └── ModelMismatchError  the index was made with another model
 ├── QueryError            a query without an answer: terms that cancel out, a picture that is not there
+├── ServerError           a server that Client asks: nobody answers, or it has too much to do
 └── IndexError_           the index on disk cannot be used
     ├── IndexLockedError  another process writes to it
     ├── IndexTooNewError  a newer mmsearch made it
@@ -48,6 +49,10 @@ class ModelMismatchError(ModelError):
 
 class QueryError(Error):
     """A query that cannot have an answer."""
+
+
+class ServerError(Error):
+    """The server that a Client asks cannot be reached, or refuses."""
 
 
 class IndexError_(Error):  # the trailing underscore keeps Python's own IndexError in sight

@@ -393,7 +393,7 @@ def _item_object(item: Item) -> dict[str, Any]:
         "facts": finite(item.facts),
         "captions": list(item.captions),
         "size_bytes": item.size_bytes,
-        "modified_at": None if modified is None else modified.isoformat(timespec="seconds"),
+        "modified_at": None if modified is None else modified.isoformat(),
         "file_is_there": is_there(item),
     }
 

@@ -69,6 +69,7 @@ class Problem(BaseModel):
     status: int = Field(examples=[422])
     detail: str = Field(examples=["after takes a date as 2023, 2023-07 or 2023-07-14, not 'tomorrow'."])
     errors: list[dict[str, Any]] | None = Field(None, description="Which parts of the request are wrong, and how.")
+    error: str | None = Field(None, description="What the library calls it.", examples=["UsageError"])
 
 
 class ProblemError(Exception):
@@ -81,7 +82,12 @@ class ProblemError(Exception):
 
 
 def problem(
-    name: str, detail: str, *, errors: list[dict[str, Any]] | None = None, headers: Mapping[str, str] | None = None
+    name: str,
+    detail: str,
+    *,
+    errors: list[dict[str, Any]] | None = None,
+    error: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The answer that says what is wrong."""
     status, title = KINDS[name]
@@ -93,6 +99,8 @@ def problem(
     }
     if errors is not None:
         body["errors"] = errors
+    if error is not None:
+        body["error"] = error
     if name in UNREAD:
         headers = {**(headers or {}), "connection": "close"}
     return JSONResponse(body, status, headers=headers, media_type=MEDIA_TYPE)
@@ -112,7 +120,7 @@ def answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Error)
     async def raised_by_the_library(request: Request, error: Error) -> JSONResponse:
-        return problem(name_of(error), str(error))
+        return problem(name_of(error), str(error), error=type(error).__name__)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
