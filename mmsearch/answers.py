@@ -11,21 +11,18 @@ from dataclasses import replace
 
 from mmsearch.search import Hit
 
-FIRST = 120  # hits; two screens of small pictures
 GROWTH = 4  # times as many with each further search, so that reading n hits costs as much as a search or two for n
 
 
 class Answer:
     """Hits of one search, read in pages. Safe to use from several threads."""
 
-    def __init__(self, search: Callable[[int], list[Hit]]) -> None:
-        """search: k -> the k best hits; asked at once, so that what it raises is raised here."""
+    def __init__(self, search: Callable[[int], list[Hit]], count: int) -> None:
+        """search: k -> the k best hits; asked for `count` at once, so that what it raises is raised here."""
         self._search = search
         self._lock = threading.Lock()
-        self._asked = FIRST
         self._hits: list[Hit] = []
-        self._is_whole = False
-        self._ask(FIRST)
+        self._ask(count)
 
     def __len__(self) -> int:
         """How many hits are held so far."""

@@ -137,7 +137,8 @@ class Service:
             if query is None:
                 raise ProblemError("gone", "The answer that the cursor belongs to is not kept any more. Search again.")
             search = partial(self.index.search, query, **_filters(asked))
-            answer = await self.searching.run(lambda: Answer(lambda k: search(k=k)))
+            count = start + asked.k + 1  # one more tells whether there is a next page
+            answer = await self.searching.run(lambda: Answer(lambda k: search(k=k), min(count, MOST_DEEP)))
             key = self._answers.put(answer)
         end = min(start + asked.k, MOST_DEEP)
         hits, has_more = await self.searching.run(lambda: answer.page(start, max(end - start, 0)))
