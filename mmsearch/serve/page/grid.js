@@ -155,15 +155,13 @@ export class Grid {
   }
 }
 
-function ratio(hit) {
-  if (hit.kind === 'text' || !hit.width || !hit.height) return CARD;
-  return Math.min(Math.max(hit.width / hit.height, TALLEST), FLATTEST);
-}
+const exactRatio = (hit) => (hit.kind === 'text' || !hit.width || !hit.height ? CARD : hit.width / hit.height);
+const ratio = (hit) => Math.min(Math.max(exactRatio(hit), TALLEST), FLATTEST);
 
 function picture(hit, label) {
   if (!hit.path) return h('span', { class: 'missing' }, hit.text || hit.id);
   const image = h('img', {
-    alt: label, decoding: 'async', loading: hit.rank > 40 ? 'lazy' : 'eager',
+    class: exactRatio(hit) === ratio(hit) ? null : 'whole', alt: label, decoding: 'async', loading: hit.rank > 40 ? 'lazy' : 'eager',
     srcset: `${api.thumbnail(hit.id, 320)} 320w, ${api.thumbnail(hit.id, 640)} 640w`, src: api.thumbnail(hit.id, 320),
   });
   image.addEventListener('error', () => image.replaceWith(
