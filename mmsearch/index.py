@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -30,7 +31,9 @@ from mmsearch.ingest import IngestOptions, Progress, Report, ingest, picture_ite
 from mmsearch.items import Item, item
 from mmsearch.query import Asked, Picture, Query, picture
 from mmsearch.search import Filters, Hit
+from mmsearch.store import queries
 from mmsearch.store.metadata import Store
+from mmsearch.store.queries import QueryCache
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, FileRow, Kind, NewItem
 from mmsearch.store.vectors import VectorIndex
@@ -438,18 +441,35 @@ class Index:
 
     def _query_vector(self, query: Query) -> tuple[FloatArray, list[str]]:
         """The query as a vector (dim,), and the content hashes of the pictures in it."""
-        encoder = self._loaded()
         hashes: list[str] = []
 
         def encode_pictures(pictures: Sequence[Picture]) -> FloatArray:
             decoded = [self._decode(picture) for picture in pictures]
             hashes.extend(one.facts.content_hash for one in decoded)
-            return np.stack([row.vector for row in embed_pixels(encoder, [one.pixels for one in decoded])])
+            return np.stack([row.vector for row in embed_pixels(self._loaded(), [one.pixels for one in decoded])])
 
-        vector = query.vector(self._encode_texts, encode_pictures, self._vectors_of_items)
-        if vector.shape != (encoder.dim,):
-            raise QueryError(f"The vector has {len(vector)} numbers; those of '{encoder.name}' have {encoder.dim}.")
+        vector = query.vector(self._vectors_of_texts, encode_pictures, self._vectors_of_items)
+        with self._there().read() as reader:
+            dim, model = int(reader.setting("dim") or 0), reader.setting("model")
+        if vector.shape != (dim,):
+            raise QueryError(f"The vector has {len(vector)} numbers; those of '{model}' have {dim}.")
         return vector, hashes
+
+    def _vectors_of_texts(self, texts: Sequence[str]) -> FloatArray:
+        """(n, dim) float32; what was asked before is remembered, and needs no model."""
+        texts = [" ".join(unicodedata.normalize("NFC", encodable(text)).split()) for text in texts]
+        with self._there().read() as reader:
+            space = queries.space(reader)
+        if space is None or self._own_encoder:
+            return self._encode_texts(texts)
+        cache = QueryCache(self.folder)
+        known = cache.get(space, texts)
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            encoded = dict(zip(new, self._encode_texts(new), strict=True))
+            cache.put(space, {text: row for text, row in encoded.items() if np.isfinite(row).all()})
+            known |= encoded
+        return np.stack([known[text] for text in texts])
 
     def _texts_encoded(self, texts: Sequence[str]) -> FloatArray:
         return np.stack([row.vector for row in embed_texts(self._loaded(), texts)])

@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.store import queries
 from mmsearch.store.cells import NEIGHBOURS, Cells, Settings, choose, training_rows, with_growth
 from mmsearch.store.failures import disk_failures
 from mmsearch.store.metadata import Store
+from mmsearch.store.queries import QueryCache
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, Block, Condition, FloatArray, IntArray, Kind, Segment
 from mmsearch.store.writer import Writer
@@ -128,7 +130,7 @@ class VectorIndex:
         A filter that lets much pass is asked of the best candidates; for one that lets little pass, all that pass are
         found, and remembered until the index changes.
         """
-        if condition is None:
+        if condition is None or not opened.count:
             return self._candidates(reader, opened, query, k, None)
         key = (kind, condition, reader.revision())
         allowed = self._filters.get(key)
@@ -399,17 +401,19 @@ class _Neighbours:
 
 
 def _some_queries(reader: Reader, text_queries: TextQueries | None) -> dict[str, tuple[IntArray, FloatArray]]:
-    """Queries as people may ask them, by kind: (ids (q,), rows (q, dim)) of the index's own items, and words.
+    """Queries as people may ask them, by kind: (ids (q,), rows (q, dim)) of own items, of past queries, and words.
 
     Each lies where its kind lies, and texts lie in another cone than pictures. ids: -1 for what is not in the index.
     """
     asked: dict[str, tuple[IntArray, FloatArray]] = {}
     for kind in KINDS:
         ids, rows = reader.sample_of_vectors(kind, QUERIES)
-        if kind == "text" and text_queries is not None:
-            words = text_queries()
+        if kind == "text":
+            space = queries.space(reader)
+            asked_before = QueryCache(reader.folder).latest(space, QUERIES) if space is not None else []
+            words = [*asked_before, *(() if text_queries is None else text_queries())]
             ids = np.concatenate((ids, np.full(len(words), -1, np.int64)))
-            rows = np.concatenate((rows, words)) if len(rows) else words
+            rows = np.stack((*rows, *words)) if len(ids) else rows
         if len(rows):
             asked[kind] = (ids, rows)
     return asked
