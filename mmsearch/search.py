@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from types import MappingProxyType
 from typing import Any, Literal
 
 from mmsearch.embedding import encodable
@@ -174,7 +175,7 @@ def rank(
         found = reader.keyword_ranking(match, filters.condition(), depth)
         rankings["keyword"] = [item for item in found if item not in leave_out]
         order = fuse((rankings["keyword"], order))  # a tie goes to the words: they are in the name itself
-    return _hits(reader, query, order, rankings, filters.min_score, k)
+    return _hits(reader, query, order, rankings, filters.min_score, k, scores)
 
 
 def rank_texts(reader: Reader, vectors: VectorIndex, query: FloatArray, filters: Filters, *, k: int) -> list[Hit]:
@@ -270,15 +271,19 @@ def _hits(
     rankings: Mapping[Ranking, Sequence[int]],
     min_score: float | None,
     k: int,
+    known: Mapping[Kind, Mapping[int, float]] = MappingProxyType({}),
 ) -> list[Hit]:
-    """The first k of an order as hits, each scored by its own vector."""
+    """The first k of an order as hits, each scored by its own vector; known: for a kind of hit, scores that were."""
     places = {str(ranking): {item: place for place, item in enumerate(items, 1)} for ranking, items in rankings.items()}
     hits: list[Hit] = []
     for start in range(0, len(order), k):
         part = order[start : start + k]
-        stored, items = reader.vectors(part), reader.items(part)
+        items = reader.items(part)
+        own = {number: known.get(items[number]["kind"], {}).get(number) for number in part}
+        stored = reader.vectors([number for number, score in own.items() if score is None])
         for number in part:
-            score = float(cosines(stored[number][None, :], query)[0])
+            known_score = own[number]
+            score = float(cosines(stored[number][None, :], query)[0]) if known_score is None else known_score
             if len(hits) < k and (min_score is None or score >= min_score):
                 found_by = {ranking: place[number] for ranking, place in places.items() if number in place}
                 hits.append(_hit(items[number], len(hits) + 1, score, found_by))

@@ -17,6 +17,7 @@ from mmsearch.store.records import Block, Condition, FileKind, FileRow, FloatArr
 
 T = TypeVar("T")
 
+RARE = 2_000  # vectors of a kind; to look at all of them takes some 5 ms
 BOUND = 500  # values bound in one statement; SQLite's floor is 999
 
 
@@ -172,22 +173,35 @@ class Reader:
     def allowed_vectors(self, kind: Kind, condition: Condition) -> IntArray:
         """(n,) int64, sorted: vectors of a kind whose hit passes a condition.
 
-        Of a caption the hit is its picture: a filter on place or time is about that. Joined in this order, so that the
-        items that pass are found first.
+        Of a caption the hit is its picture: a filter on place or time is about that. The hits that pass are found
+        first, except where the kind is rare among them: then each of its vectors is looked at.
         """
-        passes = condition.find if self.version > 1 else condition.check
-        hits = f"{'files f CROSS JOIN items i ON i.file_id = f.id' if condition.in_files else 'items i'} CROSS JOIN"
-        ways = [f"{hits} vectors v ON v.item_id = i.id WHERE v.kind = ? AND {passes}"]
-        if kind == "text":
-            ways[0] += " AND i.caption_of IS NULL"
-            captions = "items c ON c.caption_of = i.id CROSS JOIN vectors v ON v.item_id = c.id"
-            ways.append(f"{hits} {captions} WHERE v.kind = ? AND {passes}")
+        if self._is_rare(kind):
+            joined = "LEFT JOIN files f ON f.id = i.file_id" if condition.in_files else ""
+            ways = [
+                f"""vectors v CROSS JOIN items c ON c.id = v.item_id
+                    CROSS JOIN items i ON i.id = ifnull(c.caption_of, c.id) {joined}
+                    WHERE v.kind = ? AND {condition.check}"""
+            ]
+        else:
+            passes = condition.find if self.version > 1 else condition.check
+            hits = "files f CROSS JOIN items i ON i.file_id = f.id" if condition.in_files else "items i"
+            ways = [f"{hits} CROSS JOIN vectors v ON v.item_id = i.id WHERE v.kind = ? AND {passes}"]
+            if kind == "text":
+                ways[0] += " AND i.caption_of IS NULL"
+                captions = "items c ON c.caption_of = i.id CROSS JOIN vectors v ON v.item_id = c.id"
+                ways.append(f"{hits} CROSS JOIN {captions} WHERE v.kind = ? AND {passes}")
         found = [
             number
             for way in ways
             for (number,) in self.connection.execute(f"SELECT v.id FROM {way}", (kind, *condition.values)).fetchall()
         ]
         return np.sort(np.array(found, np.int64))
+
+    def _is_rare(self, kind: Kind) -> bool:
+        """Whether there are so few vectors of a kind that to look at all of them is nothing beside the items."""
+        rows = self.connection.execute("SELECT 1 FROM vectors WHERE kind = ? LIMIT ?", (kind, RARE + 1)).fetchall()
+        return len(rows) <= RARE
 
     def passing(self, vector_ids: Sequence[int], condition: Condition) -> Block:
         """(ids (n,) int64, vectors (n, dim) float32, unit length), in no order; those whose hit passes a condition."""
