@@ -1,5 +1,6 @@
 """`python -m tests.benchmarks`: measure what the README says, and print it as a table."""
 
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -7,20 +8,32 @@ from pathlib import Path
 import click
 
 from mmsearch.present import table
-from tests.benchmarks import bundle_memory, indexing, queries, rerun
+from tests.benchmarks import bundle_memory, crossover, indexing, queries, rerun, vector_search
 from tests.benchmarks.measure import machine
 
-ALL = {"indexing": indexing.rows, "queries": queries.rows, "rerun": rerun.rows, "bundle": bundle_memory.rows}
+ALL = {
+    "indexing": indexing.rows,
+    "queries": queries.rows,
+    "rerun": rerun.rows,
+    "bundle": bundle_memory.rows,
+    "vectors": vector_search.rows,
+    "crossover": crossover.rows,
+}
 
 
 @click.command()
 @click.option("--only", type=click.Choice(list(ALL)), multiple=True, help="Measure this alone. Repeatable.")
 @click.option("--quick", is_flag=True, help="Fewer files; minutes instead of an hour.")
+@click.option(
+    "--peer", type=click.Choice(list(vector_search.PEERS)), multiple=True, help="Beside this alone. Repeatable."
+)
 @click.option("--json", "json_file", type=click.Path(), help="Also write the figures to a file.")
-def main(only: tuple[str, ...], quick: bool, json_file: str | None) -> None:
+def main(only: tuple[str, ...], quick: bool, peer: tuple[str, ...], json_file: str | None) -> None:
     """Measure what the README says, and print it as a table."""
     click.echo(machine())
     measured = []
+    if peer:
+        ALL["vectors"] = functools.partial(vector_search.rows, peers=peer)
     for name in only or ALL:
         with tempfile.TemporaryDirectory() as folder:
             for row in ALL[name](Path(folder), quick):

@@ -31,7 +31,7 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
             ["index", str(photos), "--model", "lite", "-i", str(folder / f"index-{size[0]}"), "--quiet"],
             watch_memory=True,
         )
-        alone = _encoder_rate()
+        alone = encoder_rate()
         rate = count / ran.seconds
         yield Row(
             f"index {count:,} {what}",
@@ -50,7 +50,7 @@ def draw(folder: Path, size: tuple[int, int], count: int) -> None:
             os.link(folder / f"{number % DISTINCT:05}.jpg", path)
 
 
-def _encoder_rate() -> float:
+def encoder_rate() -> float:
     """Pictures a second that the encoder does on ready arrays."""
     encoder = load_encoder("lite")
     assert isinstance(encoder, FeatureEncoder)
