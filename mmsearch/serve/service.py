@@ -58,7 +58,9 @@ class Service:
         self._model_state: ModelState = "none"
         self.model_error: str | None = None
         work = partial(Work, seconds=limits.seconds)
-        self.searching = work("search", at_once=limits.searches_at_once, waiting=limits.searches_waiting)
+        self.searching = work(
+            "search", at_once=limits.searches_at_once, waiting=limits.searches_waiting, prepare=_keep_to_one_core
+        )
         self.decoding = work("picture", at_once=limits.pictures_at_once, waiting=limits.pictures_waiting)
         self.reading = work("read", at_once=limits.thumbnails_at_once, waiting=limits.thumbnails_waiting)
         self._answers = _OpenAnswers(limits)
@@ -200,6 +202,16 @@ class _OpenAnswers:
             ):
                 self._answers.popitem(last=False)
         return key
+
+
+def _keep_to_one_core() -> None:
+    """For a thread that searches beside others: those that FAISS would start for each wait for one another spinning.
+
+    32 clients, 100,000 items, two busy cores: 41 to 63 searches/s with one, 7 to 54 with as many as there are cores.
+    """
+    import faiss
+
+    faiss.omp_set_num_threads(1)
 
 
 def _position(cursor: str) -> tuple[str, int]:

@@ -18,8 +18,11 @@ T = TypeVar("T")
 class Work:
     """Threads for one kind of work."""
 
-    def __init__(self, name: str, *, at_once: int, waiting: int, seconds: float) -> None:
-        self._threads = ThreadPoolExecutor(at_once, thread_name_prefix=f"mmsearch {name}")
+    def __init__(
+        self, name: str, *, at_once: int, waiting: int, seconds: float, prepare: Callable[[], None] | None = None
+    ) -> None:
+        """prepare: called in each thread before its first work."""
+        self._threads = ThreadPoolExecutor(at_once, f"mmsearch {name}", initializer=prepare)
         self._most_open = at_once + waiting
         self._seconds = seconds
         self._open = 0

@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from mmsearch.present import table
-from tests.benchmarks import bundle_memory, crossover, indexing, queries, rerun, vector_search
+from tests.benchmarks import bundle_memory, crossover, indexing, queries, rerun, serving, vector_search
 from tests.benchmarks.measure import machine
 
 ALL = {
     "indexing": indexing.rows,
     "queries": queries.rows,
     "rerun": rerun.rows,
+    "serving": serving.rows,
     "bundle": bundle_memory.rows,
     "vectors": vector_search.rows,
     "crossover": crossover.rows,
