@@ -11,6 +11,7 @@ the list is, is chosen by measuring on the index's own vectors (`choose`), and k
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,13 +36,14 @@ PCA_ROWS = 16_384
 SPREADS = (0.0, 0.15, 0.3, 0.45, 0.6)
 LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # of short lists, that are tried
 LONGEST = LENGTHS[-1]
+MEASURED_DEPTH = 200  # hits for which the measured number of cells is read
 
 
 @dataclass(frozen=True)
 class Settings:
     """How cells are searched, as measured when they were made: recall@10 of the queries of each kind."""
 
-    probes: int  # cells that are read for up to 100 hits
+    probes: int  # cells that are read for up to MEASURED_DEPTH hits
     spread: float
     shortlist: int  # rows scored exactly beyond the hits that are wanted
     recall: Mapping[str, float]
@@ -263,8 +265,9 @@ def _promising(centres: FloatArray, rows: FloatArray) -> "faiss.IndexFlatIP":
 def with_growth(settings: Settings, k: int, share: float) -> tuple[int, int]:
     """(probes, length of the short list) for k hits where a share of all rows is allowed.
 
-    The k best of a share lie as deep as the k / share best of all; with the root of the depth, recall stays
-    (tests/benchmarks/vector_search.py).
+    The k best of a share lie as deep as the k / share best of all; with about the root of the depth, recall stays
+    (tests/benchmarks/own.py). In steps, so that a second page is read from the same cells as the first.
     """
-    depth = max(1.0, k / 100 / max(share, 1e-9))
-    return int(min(settings.probes * depth**0.5, 2**30)), k + settings.shortlist
+    depth = k / max(share, 1e-9)
+    steps = max(0, math.ceil(math.log(depth / MEASURED_DEPTH, 4)))
+    return settings.probes * 2**steps, k + settings.shortlist
