@@ -90,7 +90,8 @@ class Service:
 
     def _load(self) -> None:
         try:
-            self.index.search("a first search, so that the next is fast", k=1)
+            self.index.encoder.encode_texts(["the model is ready when it has run"])
+            self.index.search("a first search maps the vectors", k=1)
             self._model_state = "ready"
         except Error as error:
             self._model_state, self.model_error = "failed", str(error)

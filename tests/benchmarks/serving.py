@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.benchmarks import indexing
 from tests.benchmarks.measure import ROOT, Row, _family, _memory_mb
-from tests.benchmarks.queries import fill
+from tests.benchmarks.queries import fill_lite
 
 CLIENTS = 32
 WORDS = ("dog", "red balloon", "house by the sea", "old man", "bicycle", "birthday cake", "snowy mountain", "two cats")
@@ -33,7 +33,7 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
     """Measure in an empty folder."""
     count, asked = (20_000, 300) if quick else (100_000, 2_000)
     index = folder / "index"
-    fill(index, count)
+    fill_lite(index, count)
     pictures = folder / "pictures"
     pictures.mkdir()
     indexing.draw(pictures, (512, 512), 200 if quick else 600)
