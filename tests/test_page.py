@@ -301,6 +301,24 @@ def test_an_empty_index_is_filled_from_the_page_and_a_run_is_cancelled(open_page
         assert page.locator(".tile").count() > 50
 
 
+def test_a_search_waits_for_the_model_and_says_so(open_page: Any, tmp_path: Path) -> None:
+    class Heavy(ColourEncoder):
+        ready_at = 0.0
+
+        def encode_texts(self, texts: Any) -> Any:
+            time.sleep(max(0.0, self.ready_at - time.monotonic()))
+            return super().encode_texts(texts)
+
+    heavy = Heavy()
+    with Index(tmp_path / "index", encoder=heavy) as index:
+        index.add_texts(["red"])
+        heavy.ready_at = time.monotonic() + 6
+        with serving(index, is_ready=False) as served:
+            page = open_page(f"{served.url}/?q=red")
+            page.get_by_text("The model is being loaded").wait_for()
+            page.locator(".tile").first.wait_for()
+
+
 def test_status_lists_what_was_skipped_and_why(open_page: Any, served: Served) -> None:
     page = open_page(served.url)
     page.get_by_role("button", name="What is indexed").click()

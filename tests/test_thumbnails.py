@@ -14,7 +14,7 @@ from tests.colours import plain, swatch
 @pytest.fixture
 def thumbnails(tmp_path: Path) -> Iterator[Thumbnails]:
     (tmp_path / "index").mkdir()
-    thumbnails = Thumbnails(tmp_path / "index", max_bytes=20_000)
+    thumbnails = Thumbnails(tmp_path / "index", max_bytes=6_000)
     yield thumbnails
     thumbnails.close()
 
@@ -43,12 +43,12 @@ def test_a_thumbnail_outlives_the_program_but_not_a_change_of_its_file(thumbnail
 
 
 def test_what_was_not_looked_at_for_longest_makes_room(thumbnails: Thumbnails, tmp_path: Path) -> None:
-    paths = [draw(tmp_path / f"{seed}.png", seed) for seed in range(40)]
+    paths = [draw(tmp_path / f"{seed}.png", seed) for seed in range(14)]
     for path in paths:
         made(thumbnails, path)
     kept = [path for path in paths if thumbnails._kept(thumbnails.tag(path, 64) or "")]
-    assert 0 < len(kept) < 40 and kept == paths[-len(kept) :]
-    assert thumbnails._total_bytes <= 20_000
+    assert 0 < len(kept) < 14 and kept == paths[-len(kept) :]
+    assert thumbnails._total_bytes <= 6_000
 
 
 def test_a_damaged_file_is_made_anew(thumbnails: Thumbnails, tmp_path: Path) -> None:

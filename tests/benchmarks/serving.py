@@ -6,6 +6,7 @@ nothing beside it: what HTTP and the load itself cost here.
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from tests.benchmarks.measure import ROOT, Row, _family, _memory_mb
 from tests.benchmarks.queries import fill_lite
 
 CLIENTS = 32
+_numbers = itertools.count()
 WORDS = ("dog", "red balloon", "house by the sea", "old man", "bicycle", "birthday cake", "snowy mountain", "two cats")
 
 
@@ -101,7 +103,9 @@ def _memory(index: Path, requests: int) -> Row:
     )
 
 
-def _search(number: int) -> str:
+def _search(_: int) -> str:
+    """A query that was not asked before: the vectors of those that were are remembered."""
+    number = next(_numbers)
     words = f"a {WORDS[number % len(WORDS)]} and {number} {WORDS[number // len(WORDS) % len(WORDS)]}"
     return f"/api/search?k=30&q={urllib.parse.quote(words)}"
 
