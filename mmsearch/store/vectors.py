@@ -547,7 +547,7 @@ def _nearest(
     opened: _Opened, query: FloatArray, wanted: int, only: _Selected | None
 ) -> list[tuple[IntArray, FloatArray]]:
     """The nearest of each segment and of each block beside them: ids, and scores, NaN for what cells list."""
-    found = list(_listed(opened, query, wanted, only))
+    found = list(_listed(opened, query, wanted - TIES, only))
     found += [_search_rows(file, query, wanted, only) for file in opened.files]
     for block, vectors in opened.beside:
         chosen = slice(None) if only is None else only.of(block)
