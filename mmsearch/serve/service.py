@@ -134,6 +134,10 @@ class Service:
         query: None where there is only a cursor.
         """
         started = time.perf_counter()
+        page, cursor = await self.searching.run(lambda: self._page(query, asked))
+        return Page(page, cursor, _milliseconds_since(started))
+
+    def _page(self, query: Query | None, asked: SearchParams | SearchIn) -> tuple[list[Hit], str | None]:
         key, start = _position(asked.cursor) if asked.cursor else ("", 0)
         answer = self._answers.get(key)
         if answer is None:
@@ -141,12 +145,11 @@ class Service:
                 raise ProblemError("gone", "The answer that the cursor belongs to is not kept any more. Search again.")
             search = partial(self.index.search, query, **_filters(asked))
             count = start + asked.k + 1  # one more tells whether there is a next page
-            answer = await self.searching.run(lambda: Answer(lambda k: search(k=k), min(count, MOST_DEEP)))
+            answer = Answer(lambda k: search(k=k), min(count, MOST_DEEP))
             key = self._answers.put(answer)
         end = min(start + asked.k, MOST_DEEP)
-        hits, has_more = await self.searching.run(lambda: answer.page(start, max(end - start, 0)))
-        cursor = f"{key}.{end}" if has_more and end < MOST_DEEP else None
-        return Page(hits, cursor, _milliseconds_since(started))
+        hits, has_more = answer.page(start, max(end - start, 0))
+        return hits, f"{key}.{end}" if has_more and end < MOST_DEEP else None
 
     async def lookup(self, query: Query, asked: LookupParams) -> Page:
         """The texts that fit a picture."""

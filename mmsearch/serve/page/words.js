@@ -29,7 +29,6 @@ const languages = {
 
     found: { one: '{count} result', other: '{count} results' },
     foundMore: 'Best {count} so far; more as you scroll',
-    took: '{ms} ms',
     welcome: 'What are you looking for?',
     welcomeHint: 'Describe what is in a picture, in words. Combine with + and -, as in “beach + sunset - people”. Or drop, paste or choose a picture to find others like it.',
     holds: 'In this index: {what}.',
@@ -92,7 +91,6 @@ const languages = {
     byImage: 'by what the picture shows: number {rank}',
     byText: 'by what its text or caption means: number {rank}',
     byKeyword: 'by a word in its text, caption or name: number {rank}',
-    yours: 'Your facts',
 
     selection: 'Selection',
     selected: { one: '{count} selected', other: '{count} selected' },
