@@ -67,7 +67,7 @@ def open_page(browser: Any) -> Iterator[Any]:
             context = browser.new_context(accept_downloads=True, **options)
             contexts.callback(context.close)
             page = context.new_page()
-            page.set_default_timeout(10_000)
+            page.set_default_timeout(45_000)  # a loaded machine takes its time
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
             page.complaints = complaints
@@ -295,7 +295,7 @@ def test_an_empty_index_is_filled_from_the_page_and_a_run_is_cancelled(open_page
         page.get_by_text("Cancelled. What was read is kept").wait_for()
         assert 0 < served.http.get("/api/status").json()["images"] < 150
         page.get_by_role("button", name="Start").click()
-        page.get_by_text("Done:").wait_for(timeout=20_000)
+        page.get_by_text("Done:").wait_for()
         page.get_by_role("button", name="Close").click()
         search(page, "red")
         assert page.locator(".tile").count() > 50
