@@ -6,7 +6,7 @@ exactly from the store. So a code may be small: the scan need only bring the rig
 
 A cell promises the cosine of its mean and some of its spread, since a wide cell may reach nearer than its mean. That
 matters most to words, which lie in a cone of their own, about equally far from every picture: at 1,000,000 items it
-halves what has to be read (tests/benchmarks/vector_search.py). How many cells are read, what spread counts and how long
+halved what has to be read. How many cells are read, what spread counts and how long
 the list is, is chosen by measuring on the index's own vectors (`choose`), and kept with the file.
 """
 
