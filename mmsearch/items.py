@@ -34,7 +34,6 @@ def item(reader: Reader, number: int) -> Item:
     """The item of a number that the reader's snapshot has."""
     row = reader.items([number])[number]
     file = None if row["path"] is None else reader.file(row["path"])
-    captions = reader.connection.execute("SELECT text FROM items WHERE caption_of = ? ORDER BY id", (number,))
     return Item(
         kind=row["kind"],
         id=row["name"] or f"mm-{number}",
@@ -49,7 +48,7 @@ def item(reader: Reader, number: int) -> Item:
         latitude_deg=row["latitude_deg"],
         longitude_deg=row["longitude_deg"],
         facts=row["facts"],
-        captions=tuple(text for (text,) in captions),
+        captions=reader.captions(number),
         size_bytes=None if file is None else file.size_bytes,
         modified_ns=None if file is None else file.modified_ns,
     )

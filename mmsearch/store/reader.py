@@ -93,6 +93,11 @@ class Reader:
         ).fetchone()
         return None if row is None else int(row[0])
 
+    def captions(self, item: int) -> tuple[str, ...]:
+        """The captions of a picture, in the order in which they were put in."""
+        rows = self.connection.execute("SELECT text FROM items WHERE caption_of = ? ORDER BY id", (item,))
+        return tuple(text for (text,) in rows)
+
     def captions_from(self, file_id: int) -> dict[tuple[int, str], int]:
         """(picture, text) -> caption item, for the captions that one file gave."""
         rows = self.connection.execute(
