@@ -110,7 +110,7 @@ class Bundle:
         self._text_tower = _TowerSession(folder, "text")
         self._lock = threading.RLock()
         self._tokenizer: Tokenizer | None = None
-        self._heads: dict[Tower, dict[str, FloatArray]] | None = None
+        self._heads: dict[Tower, dict[str, FloatArray]] = {}
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Bundle":
@@ -219,8 +219,8 @@ class Bundle:
 
     def _head_tensors(self, tower: Tower) -> Mapping[str, FloatArray]:
         with self._lock:
-            if self._heads is None:
-                self._heads = _read_heads(self.folder)
+            if tower not in self._heads:
+                self._heads[tower] = _read_head(self.folder, tower)
             return self._heads[tower]
 
 
@@ -473,20 +473,17 @@ def _read_manifest(folder: Path) -> Manifest:
         raise _damaged(folder, f"{MANIFEST} cannot be understood") from error
 
 
-def _read_heads(folder: Path) -> dict[Tower, dict[str, FloatArray]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _read_head(folder: Path, tower: Tower) -> dict[str, FloatArray]:
+    """The tensors of one head; those of the other are not read."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors = load_file(folder / "heads.safetensors")
+        with safe_open(folder / "heads.safetensors", framework="numpy") as heads:
+            offered: list[str] = heads.keys()
+            names = [name for name in offered if name.startswith(f"{tower}.")]
+            return {name.removeprefix(f"{tower}."): heads.get_tensor(name).astype(np.float32) for name in names}
     except (OSError, SafetensorError) as error:
         raise _damaged(folder, "heads.safetensors cannot be read") from error
-    heads: dict[Tower, dict[str, FloatArray]] = {"image": {}, "text": {}}
-    for tower, of_tower in heads.items():
-        for name, tensor in tensors.items():
-            if name.startswith(f"{tower}."):
-                of_tower[name.removeprefix(f"{tower}.")] = tensor.astype(np.float32)
-    return heads
 
 
 def _read_tokenizer(folder: Path) -> "Tokenizer":

@@ -29,10 +29,12 @@ def linear(features: FloatArray, tensors: Tensors) -> FloatArray:
 def conse(features: FloatArray, tensors: Tensors) -> FloatArray:
     """A classifier's likeliest classes, each as its vector, weighted by their probabilities.
 
-    `weight` (features, classes), `bias` (classes,), `classes` (classes, dim), `temperature` and `top` (how many
-    classes), both (1,). ConSE, Norouzi et al. 2013; the temperature is ours.
+    `weight` (read, classes), `bias` (classes,), `classes` (classes, dim), `temperature` and `top` (how many classes),
+    both (1,). The classifier reads the first features, as many as its weight has rows. ConSE, Norouzi et al. 2013; the
+    temperature is ours.
     """
-    logits = (features @ tensors["weight"] + tensors["bias"]) / tensors["temperature"]  # (n, classes)
+    read = features[:, : len(tensors["weight"])]
+    logits = (read @ tensors["weight"] + tensors["bias"]) / tensors["temperature"]  # (n, classes)
     top = min(int(tensors["top"][0]), logits.shape[1])
     least = np.partition(logits, -top, axis=1)[:, -top, None]  # (n, 1), the smallest logit that counts
     shares = np.where(logits >= least, np.exp(logits - logits.max(axis=1, keepdims=True)), np.float32(0))
@@ -40,7 +42,26 @@ def conse(features: FloatArray, tensors: Tensors) -> FloatArray:
     return vectors
 
 
-HEADS: dict[str, Head] = {"identity": identity, "linear": linear, "conse": conse}
+def mlp(features: FloatArray, tensors: Tensors) -> FloatArray:
+    """One hidden layer: `hidden.weight` (features, hidden), `out.weight` (hidden, dim), and their biases."""
+    hidden = np.maximum(features @ tensors["hidden.weight"] + tensors["hidden.bias"], np.float32(0))
+    vectors: FloatArray = hidden @ tensors["out.weight"] + tensors["out.bias"]  # (n, dim)
+    return vectors
+
+
+def conse_and_mlp(features: FloatArray, tensors: Tensors) -> FloatArray:
+    """What a classifier knows, and `share` (1,) times what was learned beside it; both have length 1 before that."""
+    vectors: FloatArray = unit_rows(conse(features, tensors)) + tensors["share"] * unit_rows(mlp(features, tensors))
+    return vectors
+
+
+HEADS: dict[str, Head] = {
+    "identity": identity,
+    "linear": linear,
+    "mlp": mlp,
+    "conse": conse,
+    "conse_and_mlp": conse_and_mlp,
+}
 
 
 def project(kind: str, features: FloatArray, tensors: Tensors) -> FloatArray:
