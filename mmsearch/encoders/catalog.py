@@ -62,8 +62,8 @@ ENTRIES = (
     CatalogEntry(
         name=LITE,
         model=LITE,
-        description="built in, offline, at once; knows a thousand everyday things, little else",
-        size_mb=37,
+        description="built in, offline, at once: a first look at everyday things in photographs and drawings",
+        size_mb=44,
         licence="Apache-2.0",
         languages="English",
         dim=384,

