@@ -31,9 +31,6 @@ VARIANTS = {
     "the recipe": FULL,
     "nothing learned: the classifier's half alone": replace(FULL, heads=0),
     "the classifier's half as it was before": BEFORE,
-    "learned half alone (classifier's half weighed 1:100)": replace(FULL, share=100.0),
-    "learned half weighed 0.3": replace(FULL, share=0.3),
-    "learned half weighed 0.8": replace(FULL, share=0.8),
     "one network instead of three": ONE_HEAD,
     "one network: without earlier stages of the tower": replace(ONE_HEAD, early=False),
     "one network: without colours by rule": replace(ONE_HEAD, coloured=False),
@@ -45,7 +42,7 @@ VARIANTS = {
     "one network: without what a class is a kind of": replace(ONE_HEAD, above=0.0),
     "one network: without definitions": replace(ONE_HEAD, definition=0.0),
     "one network: ten classes instead of sixty": replace(ONE_HEAD, top=10),
-    "one network: temperature 1": replace(ONE_HEAD, temperature=1.0),
+    "one network: learned half weighed 1": replace(ONE_HEAD, share=1.0),
 }
 SHOWN = (
     "sentences @1",
