@@ -9,10 +9,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from build import BEFORE, WORK, materials
 from figures import rows
 from learn import Parts
-
-from build import BEFORE, WORK, materials
 
 HERE = Path(__file__).parent
 FULL = Parts()

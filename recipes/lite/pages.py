@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import sources
+from build import BEFORE, WORK, Materials, drawable, materials
 from figures import Encode, Seen
 from learn import Learned, Parts, seen
 from pictures import plain
 from towers import IMAGE_SIZE
 
-from build import BEFORE, WORK, Materials, drawable, materials
 from mmsearch.encoders.heads import unit_rows
 from mmsearch.evaluate import best_ranks
 
