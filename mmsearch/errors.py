@@ -8,6 +8,7 @@ Error                     catch this one to catch all of them
 ├── ModelError            a model that cannot be found, made into a bundle, or run
 │   └── ModelMismatchError  the index was made with another model
 ├── QueryError            a query without an answer: terms that cancel out, a picture that is not there
+├── TrainingError         a training that cannot start, or came to nothing
 ├── ServerError           a server that Client asks: nobody answers, or it has too much to do
 └── IndexError_           the index on disk cannot be used
     ├── IndexLockedError  another process writes to it
@@ -49,6 +50,10 @@ class ModelMismatchError(ModelError):
 
 class QueryError(Error):
     """A query that cannot have an answer."""
+
+
+class TrainingError(Error):
+    """A training that cannot start, or came to nothing; what was there before is as it was."""
 
 
 class ServerError(Error):

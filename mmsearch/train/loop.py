@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from mmsearch.train.heads import MlpHead
 from mmsearch.train.losses import LOSSES
+from mmsearch.train.optimizers import schedule
 from mmsearch.train.pairs import Pairs
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -58,7 +58,7 @@ def fit_head(pairs: Pairs, known: FloatArray | None, settings: TrainSettings, te
     optimizer = torch.optim.AdamW(
         [*head.parameters(), scale], lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    schedule = LambdaLR(optimizer, lambda step: _rate(step, settings))
+    rates = schedule("cosine", optimizer, settings.steps, settings.warmup_steps)
     head.train()
     for step, batch in enumerate(pairs.batches(settings.batch, settings.steps, settings.seed)):
         texts = torch.from_numpy(batch.texts)  # (n, dim)
@@ -69,7 +69,7 @@ def fit_head(pairs: Pairs, known: FloatArray | None, settings: TrainSettings, te
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        schedule.step()
+        rates.step()
         if tell is not None:
             tell(step, loss.item())
     return head.eval()
@@ -78,9 +78,3 @@ def fit_head(pairs: Pairs, known: FloatArray | None, settings: TrainSettings, te
 def _alike(texts: Tensor, least: float) -> Tensor:
     """(n, n) where two texts of a batch say the same; never on the diagonal."""
     return (texts @ texts.T > least) & ~torch.eye(len(texts), dtype=torch.bool)
-
-
-def _rate(step: int, settings: TrainSettings) -> float:
-    """The share of the learning rate at a step: a straight way up, half a cosine down (Loshchilov & Hutter 2017)."""
-    rising = (step + 1) / settings.warmup_steps if settings.warmup_steps else 1.0
-    return min(1.0, rising) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
