@@ -29,6 +29,11 @@ class Embedded(NamedTuple):
     feature: FloatArray | None  # (features,) as the tower gave it, None where the encoder shows none
 
     @property
+    def learns_from(self) -> FloatArray:
+        """What trained heads read: the feature, or the vector of an encoder that shows none."""
+        return self.vector if self.feature is None else self.feature
+
+    @property
     def usable(self) -> bool:
         """Whether there is a direction to compare; not where the encoder gave zeros, infinity or NaN."""
         return bool(np.isfinite(self.vector).all())

@@ -8,6 +8,7 @@ import numpy as np
 
 from mmsearch.embedding import embed_texts
 from mmsearch.encoders.base import Encoder, FloatArray
+from mmsearch.store.records import Projection
 
 # fmt: off
 SUBJECTS = (
@@ -23,7 +24,16 @@ MANNERS = ("{}", "a photo of {}", "{} in the evening, seen from far away")
 # fmt: on
 
 
-def everyday_queries(encoder: Encoder) -> FloatArray:
-    """(192, dim) float32, rows of length 1; those for which the model has no finite vector are left out."""
-    asked = embed_texts(encoder, [manner.format(subject) for manner in MANNERS for subject in SUBJECTS])
-    return np.stack([row.vector for row in asked if row.usable])
+QUERIES = tuple(manner.format(subject) for manner in MANNERS for subject in SUBJECTS)
+
+
+def everyday_queries(encoder: Encoder, project: Projection | None = None) -> FloatArray:
+    """(192, dim) float32, rows of length 1; those for which the model has no finite vector are left out.
+
+    project: as trained heads make them, None: as the model's own.
+    """
+    asked = [row for row in embed_texts(encoder, QUERIES) if row.usable]
+    vectors = np.stack([row.vector for row in asked])
+    if project is None:
+        return vectors
+    return project("text", vectors, np.stack([row.learns_from for row in asked]))

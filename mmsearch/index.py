@@ -11,7 +11,7 @@ import re
 import tempfile
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from mmsearch import media, search
 from mmsearch.batching import TextBatcher
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, encodable, pixels_of
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
+from mmsearch.encoders.heads import TrainedHeads
 from mmsearch.errors import MediaError, ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.everyday import everyday_queries
 from mmsearch.ingest import IngestOptions, Progress, Report, ingest, picture_item
@@ -35,7 +36,7 @@ from mmsearch.store import queries
 from mmsearch.store.metadata import Store
 from mmsearch.store.queries import QueryCache
 from mmsearch.store.reader import Reader
-from mmsearch.store.records import KINDS, FileRow, Kind, NewItem
+from mmsearch.store.records import KINDS, FileRow, HeadsRow, Kind, NewItem
 from mmsearch.store.vectors import VectorIndex
 from mmsearch.store.writer import Writer
 
@@ -90,6 +91,7 @@ class Index:
         self._encode_texts = TextBatcher(self._texts_encoded)
         self._store: Store | None = None
         self._vectors: VectorIndex | None = None
+        self._trained_heads: TrainedHeads | None = None  # those that were last asked for
         if Store.exists(self.folder):
             self._attach(Store(self.folder))
 
@@ -143,7 +145,7 @@ class Index:
     def _ingest(
         self, store: Store, roots: Sequence[str], options: IngestOptions, progress: Callable[[Progress], None]
     ) -> Report:
-        with store.write(wait_s=options.wait_s) as writer:
+        with self._writing(store, options.wait_s) as writer:
             return ingest(writer, VectorIndex(store), self._loaded, roots, options, progress)
 
     def add_images(
@@ -179,7 +181,7 @@ class Index:
             picture_item(row, facts_of_file, name=name, own=mine)
             for row, facts_of_file, name, mine in zip(embedded, read, names, own, strict=True)
         ]
-        with self._made().write(wait_s=wait_s) as writer:
+        with self._writing(self._made(), wait_s) as writer:
             with writer.transaction():
                 _make_room(writer, names)
                 numbers = writer.put_items(items, None)
@@ -218,7 +220,7 @@ class Index:
             NewItem("text", *row, name=name, text=text, facts=mine)
             for text, name, mine, row in zip(given, names, own, embedded, strict=True)
         ]
-        with self._made().write(wait_s=wait_s) as writer:
+        with self._writing(self._made(), wait_s) as writer:
             with writer.transaction():
                 _make_room(writer, names)
                 numbers = writer.put_items(items, None)
@@ -233,7 +235,10 @@ class Index:
     def _build_if_due(self, writer: Writer) -> None:
         for kind in KINDS:
             if self._vector_index.wants_building(writer, kind):
-                self._vector_index.build(writer, kind, lambda: everyday_queries(self._loaded()))
+                self._build(writer, kind)
+
+    def _build(self, writer: Writer, kind: Kind) -> None:
+        self._vector_index.build(writer, kind, lambda: everyday_queries(self._loaded(), writer.project))
 
     def remove(self, *paths: str | os.PathLike[str], ids: Sequence[str] = (), wait_s: float | None = 0.0) -> int:
         """Take items out of the index, by path (a folder means all below it) or by id; no file on disk is touched.
@@ -279,9 +284,7 @@ class Index:
         """
         filters = Filters(kind, _folders(under), after, before, near, min_score, where or {})
         asked = Query.of(query)
-        self._there()
-        vector, hashes = self._query_vector(asked)
-        with self._there().read() as reader:
+        with self._asked(asked) as (reader, vector, hashes):
             named = (number for name in asked.items if (number := _number(reader, name)) is not None)
             same = frozenset((*reader.items_with_content(hashes), *named))
             return search.rank(reader, self._vector_index, vector, asked.text, filters, k=_positive(k), leave_out=same)
@@ -300,9 +303,8 @@ class Index:
         image: a path, the bytes of a file, an open file, or a PIL image. Raises MediaError.
         """
         filters = Filters(under=_folders(under), min_score=min_score, where=where or {})
-        self._there()
-        vector, _ = self._query_vector(image if isinstance(image, Query) else Query.of_picture(picture(image)))
-        with self._there().read() as reader:
+        query = image if isinstance(image, Query) else Query.of_picture(picture(image))
+        with self._asked(query) as (reader, vector, _):
             return search.rank_texts(reader, self._vector_index, vector, filters, k=_positive(k))
 
     def item(self, id: str) -> Item:
@@ -312,8 +314,8 @@ class Index:
 
     def encode(self, query: Asked) -> FloatArray:
         """The vector of a query, (dim,) float32 of length 1, in the space of the index. Raises as `search` does."""
-        self._there()
-        return self._query_vector(Query.of(query))[0]
+        with self._asked(Query.of(query)) as (_, vector, _):
+            return vector
 
     def status(self) -> Status:
         """What the index holds, its model, its size, and every file that was skipped with the reason."""
@@ -437,42 +439,151 @@ class Index:
         assert self._vectors is not None
         return self._vectors
 
+    # Trained heads: what they are is in encoders/heads.py, how they are trained in train/
+
+    def heads(self) -> list[HeadsRow]:
+        """The heads that were trained for this index, and which are in use."""
+        with self._there().read() as reader:
+            return reader.heads()
+
+    def use_heads(self, name: str | None, *, wait_s: float | None = 0.0) -> None:
+        """Move every item to trained heads, None: back to the model's own, to the first answers bit for bit.
+
+        No picture is read. Whoever searches meanwhile sees the old or the new. Raises UsageError for unknown heads.
+        """
+        with self._writing(self._there(), wait_s) as writer:
+            row = None if name is None else _heads_named(writer, name)
+            if (writer.setting("heads") is None) if row is None else row.in_use:
+                return
+            with writer.transaction():
+                heads = None if row is None else self._trained(writer, row.hash)
+                if heads is None:
+                    writer.use_heads(None, None)
+                else:
+                    writer.use_heads(heads.hash, heads.project)
+                for kind in KINDS:
+                    self._build(writer, kind)
+            self._vector_index.sweep(writer)
+
+    def remove_heads(self, name: str, *, wait_s: float | None = 0.0) -> None:
+        """Forget trained heads. Raises UsageError for those in use, and for unknown ones."""
+        with self._writing(self._there(), wait_s) as writer:
+            if _heads_named(writer, name).in_use:
+                raise UsageError(f"The heads '{name}' are in use. Turn them off first: mmsearch heads off")
+            with writer.transaction():
+                writer.remove_heads(name)
+
+    def add_feedback(
+        self, query: str, *, like: Sequence[str] = (), unlike: Sequence[str] = (), wait_s: float | None = 0.0
+    ) -> int:
+        """Keep judgements of items as answers to some words, for the next training of heads. Returns how many.
+
+        like, unlike: ids of items that answer the words, and that do not; the last word on an item counts. No answer
+        changes by this. Raises UsageError for empty words, SourceError for an id that the index does not hold.
+        """
+        words = " ".join(unicodedata.normalize("NFC", encodable(query)).split())
+        if not words:
+            raise UsageError("Feedback needs the words that were looked for.")
+        if both := set(like) & set(unlike):
+            raise UsageError(f"'{min(both)}' is said to fit and not to fit.")
+        with self._writing(self._there(), wait_s) as writer:
+            judged = [(match, [_existing(writer, id) for id in ids]) for match, ids in ((True, like), (False, unlike))]
+            with writer.transaction():
+                for match, numbers in judged:
+                    writer.put_feedback(words, numbers, match)
+        return len(set(like)) + len(set(unlike))
+
+    def feedback(self) -> list[tuple[str, str, bool]]:
+        """What was kept: words, the id of an item, and whether it answers them."""
+        with self._there().read() as reader:
+            kept = reader.feedback()
+            items = reader.items([judgement.item for judgement in kept])
+        return [(one.query, items[one.item]["name"] or f"mm-{one.item}", one.match) for one in kept]
+
+    @contextlib.contextmanager
+    def _writing(self, store: Store, wait_s: float | None) -> Iterator[Writer]:
+        """The writer, which gives what it writes vectors by the heads in use."""
+        with store.write(wait_s=wait_s) as writer:
+            heads = self._heads_of(writer)
+            writer.project = None if heads is None else heads.project
+            yield writer
+
+    def _heads_of(self, reader: Reader) -> TrainedHeads | None:
+        """The heads in use in a snapshot; the same object as long as they are the same."""
+        hash_ = reader.setting("heads")
+        return None if hash_ is None else self._trained(reader, hash_)
+
+    def _trained(self, reader: Reader, hash_: str) -> TrainedHeads:
+        with self._opening:
+            if self._trained_heads is None or self._trained_heads.hash != hash_:
+                row = next(row for row in reader.heads() if row.hash == hash_)
+                tensors = reader.head_tensors(hash_) or b""
+                self._trained_heads = TrainedHeads.from_bytes(row.name, hash_, tensors)
+            return self._trained_heads
+
     # Queries
 
-    def _query_vector(self, query: Query) -> tuple[FloatArray, list[str]]:
+    @contextlib.contextmanager
+    def _asked(self, query: Query) -> Iterator[tuple[Reader, FloatArray, list[str]]]:
+        """A snapshot, the query as a vector (dim,) in its space, and the content hashes of the query's pictures."""
+        while True:
+            with self._there().read() as reader:
+                heads = self._heads_of(reader)
+            vector, hashes = self._query_vector(query, heads)
+            with self._there().read() as reader:
+                if reader.setting("heads") != (heads and heads.hash):  # changed meanwhile: the vector lies elsewhere
+                    continue
+                yield reader, vector, hashes
+                return
+
+    def _query_vector(self, query: Query, heads: TrainedHeads | None) -> tuple[FloatArray, list[str]]:
         """The query as a vector (dim,), and the content hashes of the pictures in it."""
         hashes: list[str] = []
 
         def encode_pictures(pictures: Sequence[Picture]) -> FloatArray:
             decoded = [self._decode(picture) for picture in pictures]
             hashes.extend(one.facts.content_hash for one in decoded)
-            return np.stack([row.vector for row in embed_pixels(self._loaded(), [one.pixels for one in decoded])])
+            return _under(heads, "image", embed_pixels(self._loaded(), [one.pixels for one in decoded]))
 
-        vector = query.vector(self._vectors_of_texts, encode_pictures, self._vectors_of_items)
+        def encode_texts(texts: Sequence[str]) -> FloatArray:
+            return self._vectors_of_texts(texts, heads)
+
+        vector = query.vector(encode_texts, encode_pictures, self._vectors_of_items)
         with self._there().read() as reader:
             dim, model = int(reader.setting("dim") or 0), reader.setting("model")
         if vector.shape != (dim,):
             raise QueryError(f"The vector has {len(vector)} numbers; those of '{model}' have {dim}.")
         return vector, hashes
 
-    def _vectors_of_texts(self, texts: Sequence[str]) -> FloatArray:
+    def _vectors_of_texts(self, texts: Sequence[str], heads: TrainedHeads | None) -> FloatArray:
         """(n, dim) float32; what was asked before is remembered, and needs no model."""
         texts = [" ".join(unicodedata.normalize("NFC", encodable(text)).split()) for text in texts]
         with self._there().read() as reader:
-            space = queries.space(reader)
+            fingerprint = reader.setting("fingerprint")
+        space = queries.space(fingerprint, None if heads is None else heads.hash)
         if space is None or self._own_encoder:
-            return self._encode_texts(texts)
+            return self._encoded_under(texts, heads)
         cache = QueryCache(self.folder)
         known = cache.get(space, texts)
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
-            encoded = dict(zip(new, self._encode_texts(new), strict=True))
+            encoded = dict(zip(new, self._encoded_under(new, heads), strict=True))
             cache.put(space, {text: row for text, row in encoded.items() if np.isfinite(row).all()})
             known |= encoded
         return np.stack([known[text] for text in texts])
 
+    def _encoded_under(self, texts: Sequence[str], heads: TrainedHeads | None) -> FloatArray:
+        rows, dim = self._encode_texts(texts), self._loaded().dim
+        if heads is None:
+            return rows[:, :dim]
+        return heads.project("text", rows[:, :dim], rows[:, dim:] if rows.shape[1] > dim else rows)
+
     def _texts_encoded(self, texts: Sequence[str]) -> FloatArray:
-        return np.stack([row.vector for row in embed_texts(self._loaded(), texts)])
+        """(n, dim + features) float32: vectors by the model's own heads and, beside them, features if it shows any."""
+        embedded = embed_texts(self._loaded(), texts)
+        return np.stack(
+            [row.vector if row.feature is None else np.concatenate((row.vector, row.feature)) for row in embedded]
+        )
 
     def _vectors_of_items(self, ids: Sequence[str]) -> FloatArray:
         with self._there().read() as reader:
@@ -491,6 +602,21 @@ class Index:
             raise MediaError(f"{name} cannot be read: it {error}.") from error
         except OSError as error:
             raise QueryError(f"{name} cannot be opened: {error.strerror or error}.") from error
+
+
+def _under(heads: TrainedHeads | None, kind: Kind, embedded: Sequence[Embedded]) -> FloatArray:
+    """(n, dim) float32: vectors as other heads make them."""
+    vectors = np.stack([row.vector for row in embedded])
+    return vectors if heads is None else heads.project(kind, vectors, np.stack([row.learns_from for row in embedded]))
+
+
+def _heads_named(reader: Reader, name: str) -> HeadsRow:
+    rows = reader.heads()
+    for row in rows:
+        if row.name == name:
+            return row
+    known = f"there are {', '.join(row.name for row in rows)}" if rows else "there are none yet"
+    raise UsageError(f"The index has no heads '{name}'; {known}.")
 
 
 def _size_bytes(folder: Path) -> int:

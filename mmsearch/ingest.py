@@ -378,7 +378,7 @@ class _Run:
             self._build("image")
 
     def _build(self, kind: Kind) -> None:
-        self._vectors.build(self._writer, kind, lambda: everyday_queries(self._load_encoder()))
+        self._vectors.build(self._writer, kind, lambda: everyday_queries(self._load_encoder(), self._writer.project))
 
     def _put_picture(self, file: SourceFile, content: str, item: NewItem) -> None:
         """Write a picture with its file; one that was there before keeps its item, and so its captions."""

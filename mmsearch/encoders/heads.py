@@ -4,11 +4,15 @@ They stand apart from the towers so that an index can keep features and move to 
 again. A kind of head is a row of `HEADS`: a function of features and of the head's own tensors.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from mmsearch.errors import ModelError
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 Tensors: TypeAlias = Mapping[str, FloatArray]
@@ -62,6 +66,53 @@ HEADS: dict[str, Head] = {
     "conse": conse,
     "conse_and_mlp": conse_and_mlp,
 }
+
+
+@dataclass(frozen=True)
+class TrainedHeads:
+    """What was learned for an index beside the model's own heads, which stay as they are.
+
+    name: what the user calls it. tensors: for each tower that learned something, those of `linear` or `mlp` under
+    "image." or "text.". What they give is added to the unit vector of the model's own head: zeros change nothing.
+    """
+
+    name: str
+    hash: str  # of the tensors
+    tensors: Tensors
+
+    def project(self, tower: str, vectors: FloatArray, features: FloatArray) -> FloatArray:
+        """Vectors (n, dim) by the model's own head and features (n, features) -> (n, dim) float32, rows of length 1."""
+        mine = {key.partition(".")[2]: each for key, each in self.tensors.items() if key.startswith(f"{tower}.")}
+        if not mine:
+            return vectors
+        learned = HEADS["mlp" if "hidden.weight" in mine else "linear"](np.asarray(features, np.float32), mine)
+        return unit_rows(vectors + learned)
+
+    @classmethod
+    def of(cls, name: str, tensors: Tensors) -> "TrainedHeads":
+        """Heads with their hash."""
+        return cls(name, hashlib.sha256(_saved(tensors)).hexdigest()[:16], tensors)
+
+    def to_bytes(self) -> bytes:
+        """Safetensors."""
+        return _saved(self.tensors)
+
+    @classmethod
+    def from_bytes(cls, name: str, hash_: str, data: bytes) -> "TrainedHeads":
+        """Raises ModelError for anything that is not what `to_bytes` wrote; nothing is unpickled."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            return cls(name, hash_, load(data))
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ModelError(f"The heads '{name}' are damaged: {error}. Remove them and train them again.") from error
+
+
+def _saved(tensors: Tensors) -> bytes:
+    from safetensors.numpy import save
+
+    return save({name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()})
 
 
 def project(kind: str, features: FloatArray, tensors: Tensors) -> FloatArray:

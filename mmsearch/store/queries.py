@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from mmsearch.store.reader import Reader, marks, parts
+from mmsearch.store.reader import marks, parts
 from mmsearch.store.records import FloatArray
 
 T = TypeVar("T")
@@ -33,10 +33,9 @@ TABLES = """CREATE TABLE IF NOT EXISTS queries (
     UNIQUE (space, text_hash))"""
 
 
-def space(reader: Reader) -> str | None:
-    """What the vectors of an index lie in: its model's fingerprint and its heads; None where the model has none."""
-    fingerprint = reader.setting("fingerprint")
-    return f"{fingerprint} {reader.setting('heads') or ''}".strip() if fingerprint else None
+def space(fingerprint: str | None, heads: str | None) -> str | None:
+    """What vectors lie in: the fingerprint of a model and the hash of trained heads; None where a model has none."""
+    return f"{fingerprint} {heads or ''}".strip() if fingerprint else None
 
 
 class QueryCache:

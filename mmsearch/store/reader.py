@@ -8,13 +8,28 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from mmsearch.store.paths import below, from_columns, to_columns
-from mmsearch.store.records import Block, Condition, FileKind, FileRow, FloatArray, IntArray, Kind, Root, Segment
+from mmsearch.store.records import (
+    Block,
+    Condition,
+    FileKind,
+    FileRow,
+    FloatArray,
+    HeadsRow,
+    IntArray,
+    Judgement,
+    Kind,
+    Root,
+    Segment,
+)
 
+Raw: TypeAlias = tuple[FloatArray, FloatArray]  # a vector (dim,) by the model's own heads, and the feature (features,)
+# ids, kinds, vectors and features, both the latter as float16 bytes; None where an encoder shows no features
+RawBlock: TypeAlias = tuple[Sequence[int], Sequence[Kind], Sequence[bytes], Sequence[bytes | None]]
 T = TypeVar("T")
 
 RARE = 2_000  # vectors of a kind; to look at all of them takes some 5 ms
@@ -118,22 +133,104 @@ class Reader:
         row = self.connection.execute("SELECT id FROM items WHERE name = ?", (name,)).fetchone()
         return None if row is None else int(row[0])
 
+    def heads(self) -> list[HeadsRow]:
+        """The trained heads, in the order of their names."""
+        if self.version < 3:
+            return []
+        in_use = self.setting("heads")
+        rows = self.connection.execute("SELECT name, hash, report, made_at FROM heads ORDER BY name")
+        return [HeadsRow(name, hash_, report, made, hash_ == in_use) for name, hash_, report, made in rows]
+
+    def head_tensors(self, hash_: str) -> bytes | None:
+        """The safetensors of trained heads."""
+        row = self.connection.execute("SELECT tensors FROM heads WHERE hash = ?", (hash_,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def feedback(self) -> list[Judgement]:
+        """What people said of items, oldest first."""
+        if self.version < 3:
+            return []
+        rows = self.connection.execute("SELECT query, item_id, match FROM feedback ORDER BY added_at, query, item_id")
+        return [Judgement(query, item, bool(match)) for query, item, match in rows]
+
+    def raw(self, items: Sequence[int]) -> dict[int, Raw]:
+        """item -> its vector by the model's own heads, and the feature; float32 as they were kept."""
+        return {
+            item: _raw(vector, feature)
+            for part in parts(items)
+            for item, vector, feature in self.connection.execute(
+                f"SELECT item_id, vector, feature FROM vectors WHERE item_id IN ({marks(part)})", part
+            )
+        }
+
+    def raw_blocks(self, count: int) -> Iterator[RawBlock]:
+        """Every vector as the model's own heads gave it, with its feature, in blocks in the order of ids."""
+        rows = self.connection.execute("SELECT id, kind, vector, feature FROM vectors ORDER BY id")
+        while block := rows.fetchmany(count):
+            ids, kinds, vectors, features = zip(*block, strict=True)
+            yield ids, kinds, vectors, features
+
+    def encoded(self, kind: Kind, hashes: Sequence[str]) -> dict[str, Raw]:
+        """content hash -> what was encoded for training, or is an item of that content."""
+        found: dict[str, Raw] = {}
+        for part in parts(hashes):
+            if self.version > 2:
+                rows = self.connection.execute(
+                    f"""SELECT content_hash, vector, feature FROM encoded
+                        WHERE kind = ? AND content_hash IN ({marks(part)})""",
+                    (kind, *part),
+                )
+                found |= {content: _raw(vector, feature) for content, vector, feature in rows}
+            rows = self.connection.execute(
+                f"""SELECT i.content_hash, v.vector, v.feature FROM items i JOIN vectors v ON v.item_id = i.id
+                    WHERE i.kind = ? AND i.content_hash IN ({marks(part)})""",
+                (kind, *part),
+            )
+            found |= {content: _raw(vector, feature) for content, vector, feature in rows}
+        return found
+
+    def captioned(self) -> list[tuple[int, int, str]]:
+        """(picture, caption, text) of every caption in the index, in the order in which they were put in."""
+        return self.connection.execute(
+            "SELECT caption_of, id, text FROM items WHERE caption_of IS NOT NULL ORDER BY id"
+        ).fetchall()
+
+    def items_of_kind(self, kind: Kind) -> list[int]:
+        """All pictures, or all passages and captions."""
+        return [row[0] for row in self.connection.execute("SELECT id FROM items WHERE kind = ? ORDER BY id", (kind,))]
+
+    def content_of_files(self, paths: Sequence[str]) -> dict[str, str]:
+        """path -> content hash, of those that the index holds a picture from."""
+        found = {}
+        for path in paths:
+            row = self.file(path)
+            if row is not None and row.content_hash is not None and row.kind == "image":
+                found[path] = row.content_hash
+        return found
+
+    def _vector(self) -> str:
+        """SQL for the vector of a row of `vectors v`: by the model's own heads, or by those in use."""
+        if self.setting("heads") is None:
+            return "vector"
+        return "(SELECT p.vector FROM projected p WHERE p.id = v.id)"
+
     def vectors(self, items: Sequence[int]) -> dict[int, FloatArray]:
         """item -> (dim,) float32, unit length."""
         return {
             item: np.frombuffer(vector, np.float16).astype(np.float32)
             for part in parts(items)
             for item, vector in self.connection.execute(
-                f"SELECT item_id, vector FROM vectors WHERE item_id IN ({marks(part)})", part
+                f"SELECT item_id, {self._vector()} FROM vectors v WHERE item_id IN ({marks(part)})", part
             )
         }
 
     def vectors_of(self, vector_ids: Sequence[int]) -> Block:
         """(ids (n,) int64, vectors (n, dim) float32, unit length), in no order; those that are there."""
+        vector = self._vector()
         return _block(
             row
             for part in parts(vector_ids)
-            for row in self.connection.execute(f"SELECT id, vector FROM vectors WHERE id IN ({marks(part)})", part)
+            for row in self.connection.execute(f"SELECT id, {vector} FROM vectors v WHERE id IN ({marks(part)})", part)
         )
 
     def owners(self, vector_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
@@ -211,11 +308,12 @@ class Reader:
     def passing(self, vector_ids: Sequence[int], condition: Condition) -> Block:
         """(ids (n,) int64, vectors (n, dim) float32, unit length), in no order; those whose hit passes a condition."""
         joined = "LEFT JOIN files f ON f.id = i.file_id" if condition.in_files else ""
+        vector = self._vector()
         return _block(
             row
             for part in parts(vector_ids)
             for row in self.connection.execute(
-                f"""SELECT v.id, v.vector FROM vectors v CROSS JOIN items c ON c.id = v.item_id
+                f"""SELECT v.id, {vector} FROM vectors v CROSS JOIN items c ON c.id = v.item_id
                     CROSS JOIN items i ON i.id = ifnull(c.caption_of, c.id) {joined}
                     WHERE v.id IN ({marks(part)}) AND {condition.check}""",
                 (*part, *condition.values),
@@ -249,7 +347,7 @@ class Reader:
     def vectors_after(self, kind: Kind, after_id: int, through_id: int | None = None) -> Iterator[Block]:
         """Blocks of (ids (n,) int64, vectors (n, dim) float32), in the order of ids."""
         cursor = self.connection.execute(
-            "SELECT id, vector FROM vectors WHERE kind = ? AND id > ? AND id <= ? ORDER BY id",
+            f"SELECT id, {self._vector()} FROM vectors v WHERE kind = ? AND id > ? AND id <= ? ORDER BY id",
             (kind, after_id, through_id if through_id is not None else 2**62),
         )
         while rows := cursor.fetchmany(8192):
@@ -261,13 +359,14 @@ class Reader:
             """SELECT (SELECT min(id) FROM vectors WHERE kind = ?), (SELECT max(id) FROM vectors WHERE kind = ?)""",
             (kind, kind),
         ).fetchone()
+        vector = self._vector()
         ids = [] if first is None else np.unique(np.linspace(first, last, count).astype(np.int64)).tolist()
         return _block(
             row
             for part in parts(ids)
             for row in self.connection.execute(
                 # +kind: by their ids; the index on kinds would be walked from end to end
-                f"SELECT id, vector FROM vectors WHERE id IN ({marks(part)}) AND +kind = ? ORDER BY id",
+                f"SELECT id, {vector} FROM vectors v WHERE id IN ({marks(part)}) AND +kind = ? ORDER BY id",
                 (*part, kind),
             )
         )
@@ -280,6 +379,12 @@ class Reader:
         """The highest vector id of a kind, 0 where there is none."""
         row = self.connection.execute("SELECT ifnull(max(id), 0) FROM vectors WHERE kind = ?", (kind,)).fetchone()
         return int(row[0])
+
+
+def _raw(vector: bytes, feature: bytes | None) -> Raw:
+    """Of an encoder that shows no features, its vector is all there is to learn from."""
+    first = np.frombuffer(vector, np.float16).astype(np.float32)
+    return first, first if feature is None else np.frombuffer(feature, np.float16).astype(np.float32)
 
 
 def _block(rows: Iterable[tuple[int, bytes]]) -> Block:

@@ -3,7 +3,7 @@
 They name the columns of index.db, so that a room that reads or fills them needs neither SQL nor a connection.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +15,8 @@ FileKind: TypeAlias = Literal["image", "text", "caption", "captions"]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Block: TypeAlias = tuple[IntArray, FloatArray]  # ids (n,), vectors (n, dim)
+# Vectors (n, dim) by the model's own heads, and features (n, features) -> vectors (n, dim) by other heads
+Projection: TypeAlias = Callable[["Kind", FloatArray, FloatArray], FloatArray]
 
 KINDS: tuple[Kind, ...] = ("image", "text")
 
@@ -76,6 +78,26 @@ class Segment:
     count: int
     size_bytes: int
     cells: str | None = None  # how its cells are searched, as JSON; None where every row is read
+
+
+@dataclass(frozen=True)
+class HeadsRow:
+    """Projection heads that were trained for an index, without their tensors."""
+
+    name: str
+    hash: str
+    report: str  # JSON
+    made_at: str  # UTC, ISO 8601
+    in_use: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a person said of an item as an answer to some words."""
+
+    query: str
+    item: int
+    match: bool
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-VERSION = 2
+VERSION = 3
 
 
 def migrate(connection: sqlite3.Connection) -> None:
@@ -37,7 +37,13 @@ def speed_up_large_indexes(db: "Database") -> None:
         db.execute(statement)
 
 
-STEPS: tuple[Callable[..., None], ...] = (create_tables, speed_up_large_indexes)
+def make_room_for_training(db: "Database") -> None:
+    """Version 3."""
+    for statement in TRAINED:
+        db.execute(statement)
+
+
+STEPS: tuple[Callable[..., None], ...] = (create_tables, speed_up_large_indexes, make_room_for_training)
 
 TABLES = (
     """CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID""",
@@ -142,4 +148,35 @@ LARGE = (
         INSERT OR IGNORE INTO item_facts
             SELECT key, value, new.id FROM json_each(new.facts) WHERE value IS NOT NULL;
     END""",
+)
+
+TRAINED = (
+    # Projection heads that were trained for this index. tensors: safetensors. report: JSON, what was measured then.
+    # The setting 'heads' holds the hash of those in use; without it, the vectors are those of the model's own heads.
+    """CREATE TABLE heads (
+        name TEXT PRIMARY KEY,
+        hash TEXT NOT NULL,
+        tensors BLOB NOT NULL,
+        report TEXT NOT NULL,
+        made_at TEXT NOT NULL)""",
+    # vector: (dim,) float16 of length 1, of every row of `vectors` by the heads in use; empty where there are none.
+    """CREATE TABLE projected (id INTEGER PRIMARY KEY, vector BLOB NOT NULL)""",
+    """CREATE TRIGGER projected_deleted AFTER DELETE ON vectors BEGIN
+        DELETE FROM projected WHERE id = old.id;
+    END""",
+    # Judgements: does this item answer these words?
+    """CREATE TABLE feedback (
+        query TEXT NOT NULL,
+        item_id INTEGER NOT NULL REFERENCES items (id) ON DELETE CASCADE,
+        match INTEGER NOT NULL CHECK (match IN (0, 1)),
+        added_at TEXT NOT NULL,
+        PRIMARY KEY (query, item_id)) WITHOUT ROWID""",
+    """CREATE INDEX feedback_item ON feedback (item_id)""",
+    # What was encoded for training alone and is no item, by the hash of its content, so that it is done once.
+    """CREATE TABLE encoded (
+        kind TEXT NOT NULL CHECK (kind IN ('image', 'text')),
+        content_hash TEXT NOT NULL,
+        vector BLOB NOT NULL,
+        feature BLOB,
+        PRIMARY KEY (kind, content_hash)) WITHOUT ROWID""",
 )

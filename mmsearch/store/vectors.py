@@ -69,6 +69,7 @@ class _Opened:
     beside: tuple[Block, ...]
     read_through: int  # the highest id that was read from the store
     dead: IntArray
+    heads: str | None  # that the vectors are made by
 
     @property
     def count(self) -> int:
@@ -203,11 +204,11 @@ class VectorIndex:
 
     def _refresh(self, reader: Reader, kind: Kind) -> _Opened:
         """Bring what is held in memory to the reader's snapshot, or a newer one; only what is new is read."""
-        held, revision = self._held.get(kind), reader.revision()
-        if held is not None and held.revision >= revision:
+        held, revision, heads = self._held.get(kind), reader.revision(), reader.setting("heads")
+        if held is not None and held.heads == heads and held.revision >= revision:
             return held
         segments = tuple(reader.segments(kind))
-        if held is None or held.segments != segments:
+        if held is None or held.heads != heads or held.segments != segments:
             return self._hold(kind, _opened(reader, kind, segments))
         new = tuple(reader.vectors_after(kind, held.read_through))
         through = int(new[-1][0][-1]) if new else held.read_through
@@ -261,7 +262,8 @@ class VectorIndex:
             built += self._build_after(writer, kind, after)
             with writer.transaction():
                 writer.put_segments(kind, keep, built, last)
-        self._sweep(writer)
+        if not writer.connection.in_transaction:  # until that ends, others read the old files
+            self.sweep(writer)
 
     def _build_cells(
         self,
@@ -341,7 +343,7 @@ class VectorIndex:
                 raise
         return Segment(path.name, after, through, count, path.stat().st_size, cells)
 
-    def _sweep(self, reader: Reader) -> None:
+    def sweep(self, reader: Reader) -> None:
         """Delete files that no segment refers to; one that is still mapped on Windows goes the next time."""
         if not self._folder.is_dir():
             return
@@ -409,7 +411,7 @@ def _some_queries(reader: Reader, text_queries: TextQueries | None) -> dict[str,
     for kind in KINDS:
         ids, rows = reader.sample_of_vectors(kind, QUERIES)
         if kind == "text":
-            space = queries.space(reader)
+            space = queries.space(reader.setting("fingerprint"), reader.setting("heads"))
             asked_before = QueryCache(reader.folder).latest(space, QUERIES) if space is not None else []
             words = [*asked_before, *(() if text_queries is None else text_queries())]
             ids = np.concatenate((ids, np.full(len(words), -1, np.int64)))
@@ -497,6 +499,7 @@ def _opened(reader: Reader, kind: Kind, segments: tuple[Segment, ...], *, withou
         tuple(beside),
         max(through, segments[-1].through_id if segments else 0),
         reader.dead_vectors(kind),
+        reader.setting("heads"),
     )
 
 

@@ -9,24 +9,37 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmsearch.store.paths import below, to_columns
 from mmsearch.store.reader import Reader, at, marks, parts
-from mmsearch.store.records import FileRow, Kind, NewFile, NewItem, Segment
+from mmsearch.store.records import KINDS, FileRow, FloatArray, Kind, NewFile, NewItem, Projection, Segment
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+PROJECTED_AT_ONCE = 4096  # vectors; 33 MB where a feature has 2,008 numbers
 
 _CONTENT_COLUMNS = ("width", "height", "format", "taken_at", "camera", "latitude_deg", "longitude_deg", "content_hash")
 _ITEM_COLUMNS = ("kind", "name", "caption_of", "text", "line", *_CONTENT_COLUMNS)
 
 
 class Writer(Reader):
-    """Changes to the store; every group of them inside `transaction()`."""
+    """Changes to the store; every group of them inside `transaction()`.
+
+    project: how the heads in use make vectors, to be set by whoever writes items to an index that has such heads.
+    """
+
+    project: Projection | None = None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of the block, or nothing of it."""
+        """All of the block, or nothing of it; one within another is a part of that."""
+        if self.connection.in_transaction:
+            yield
+            return
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -166,14 +179,89 @@ class Writer(Reader):
                SELECT ?, kind, vector, feature FROM vectors WHERE item_id = ?""",
             (number, row[0]),
         )
+        if self.setting("heads") is not None:
+            self.connection.execute(
+                """INSERT INTO projected SELECT v.id, p.vector FROM vectors v, vectors o JOIN projected p ON p.id = o.id
+                   WHERE v.item_id = ? AND o.item_id = ?""",
+                (number, row[0]),
+            )
         self._write_keywords(number)
         return True
 
     def _put_vector(self, number: int, item: NewItem) -> None:
+        vector = item.vector.astype(np.float16).tobytes()
         feature = None if item.feature is None else item.feature.astype(np.float16).tobytes()
-        self.connection.execute(
+        cursor = self.connection.execute(
             "INSERT INTO vectors (item_id, kind, vector, feature) VALUES (?, ?, ?, ?)",
-            (number, item.kind, item.vector.astype(np.float16).tobytes(), feature),
+            (number, item.kind, vector, feature),
+        )
+        if self.setting("heads") is not None:
+            assert self.project is not None, "items are written under heads that nobody gave"
+            [projected] = _projected(self.project, [item.kind], [vector], [feature])
+            self.connection.execute("INSERT INTO projected VALUES (?, ?)", (cursor.lastrowid, projected))
+
+    # Heads, and what they are trained with
+
+    def put_heads(self, name: str, hash_: str, tensors: bytes, report: str) -> None:
+        """Keep trained heads; those of the same name go."""
+        self.connection.execute(
+            "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?)", (name, hash_, tensors, report, now())
+        )
+
+    def remove_heads(self, name: str) -> None:
+        """Forget trained heads that are not in use."""
+        self.connection.execute("DELETE FROM heads WHERE name = ?", (name,))
+
+    def use_heads(self, hash_: str | None, project: Projection | None) -> None:
+        """Give every item its vector by other heads, None: by the model's own. The segments go: build them anew.
+
+        One transaction: whoever reads sees all the old vectors or all the new ones. The model's own are never touched.
+        """
+        self.connection.execute("DELETE FROM segments")
+        self.connection.execute("DELETE FROM projected")
+        self.connection.execute("DELETE FROM settings WHERE key = 'heads'")
+        if hash_ is None or project is None:
+            self.project = None
+            return
+        from concurrent.futures import ThreadPoolExecutor  # here: a search has no use for it
+
+        self.set("heads", hash_)
+        self.project = project
+        with ThreadPoolExecutor(1) as other:  # projects a block while this thread writes the one before and reads on
+            waiting: list[tuple[Sequence[int], Future[list[bytes]]]] = []
+            for ids, kinds, vectors, features in self.raw_blocks(PROJECTED_AT_ONCE):
+                waiting.append((ids, other.submit(_projected, project, kinds, vectors, features)))
+                if len(waiting) > 1:
+                    self._write_projected(*waiting.pop(0))
+            for block in waiting:
+                self._write_projected(*block)
+
+    def _write_projected(self, ids: Sequence[int], rows: "Future[list[bytes]]") -> None:
+        self.connection.executemany("INSERT INTO projected VALUES (?, ?)", zip(ids, rows.result(), strict=True))
+
+    def put_feedback(self, query: str, items: Sequence[int], match: bool) -> None:
+        """Keep judgements; the last word on an item counts."""
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?)", [(query, item, match, now()) for item in items]
+        )
+
+    def remove_feedback(self) -> int:
+        """Forget all judgements. Returns how many there were."""
+        return self.connection.execute("DELETE FROM feedback").rowcount
+
+    def put_encoded(self, kind: Kind, rows: Mapping[str, tuple[FloatArray, FloatArray | None]]) -> None:
+        """Keep what was encoded for training: content hash -> vector by the model's own heads, and feature."""
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO encoded VALUES (?, ?, ?, ?)",
+            [
+                (
+                    kind,
+                    content,
+                    vector.astype(np.float16).tobytes(),
+                    None if feature is None else feature.astype(np.float16).tobytes(),
+                )
+                for content, (vector, feature) in rows.items()
+            ],
         )
 
     def _write_keywords(self, number: int) -> None:
@@ -203,6 +291,27 @@ class Writer(Reader):
         self.connection.execute(
             "DELETE FROM dead_vectors WHERE kind = ? AND id > ? AND id <= ?", (kind, rebuilt_from, through_id)
         )
+
+
+def _projected(
+    project: Projection, kinds: Sequence[Kind], vectors: Sequence[bytes], features: Sequence[bytes | None]
+) -> list[bytes]:
+    """float16 vectors by other heads, in the same order; made from what is kept, so that any time gives the same."""
+    made: list[bytes] = [b""] * len(kinds)
+    for kind in KINDS:
+        places = [place for place, each in enumerate(kinds) if each == kind]
+        if not places:
+            continue
+        own = _rows([vectors[place] for place in places])
+        shown = [features[place] for place in places]
+        rows = project(kind, own, own if shown[0] is None else _rows([feature or b"" for feature in shown]))
+        for place, row in zip(places, rows.astype(np.float16), strict=True):
+            made[place] = row.tobytes()
+    return made
+
+
+def _rows(halves: Sequence[bytes]) -> FloatArray:
+    return np.frombuffer(b"".join(halves), np.float16).reshape(len(halves), -1).astype(np.float32)
 
 
 def now() -> str:
