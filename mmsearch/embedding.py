@@ -5,14 +5,16 @@ user's own gives vectors alone, which are checked here, since nothing else stand
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray, PixelArray
 from mmsearch.encoders.preprocess import PixelSpec
-from mmsearch.errors import ModelError
+from mmsearch.errors import MediaError, ModelError, QueryError
+from mmsearch.media import Decoded, read
+from mmsearch.query import picture
 
 PICTURES_AT_ONCE = 16
 TEXTS_AT_ONCE = 64
@@ -54,6 +56,20 @@ def fits(encoder: Encoder) -> Callable[[str], bool]:
     if isinstance(encoder, FeatureEncoder):
         return lambda text: encoder.count_tokens(text) <= encoder.max_tokens
     return lambda text: len(text.split()) <= PLAIN_WORDS
+
+
+def decoded_for(encoder: Encoder, image: Any) -> Decoded:
+    """A picture that somebody asks about: a path, bytes, an open file, a PIL image. Raises MediaError, QueryError."""
+    source = picture(image)
+    if isinstance(source, Decoded):
+        return source
+    name = source if isinstance(source, str) else "The picture"
+    try:
+        return read(source, pixels_of(encoder))
+    except MediaError as error:
+        raise MediaError(f"{name} cannot be read: it {error}.") from error
+    except OSError as error:
+        raise QueryError(f"{name} cannot be opened: {error.strerror or error}.") from error
 
 
 def embed_pixels(encoder: Encoder, pixels: Sequence[PixelArray]) -> list[Embedded]:

@@ -23,13 +23,14 @@ from PIL import Image
 
 from mmsearch import media, search
 from mmsearch.batching import TextBatcher
-from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, encodable, pixels_of
+from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, decoded_for, embed_pixels, embed_texts, encodable
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
 from mmsearch.encoders.heads import TrainedHeads
-from mmsearch.errors import MediaError, ModelError, ModelMismatchError, QueryError, SourceError, UsageError
+from mmsearch.errors import ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.everyday import everyday_queries
 from mmsearch.ingest import IngestOptions, Progress, Report, ingest, picture_item
 from mmsearch.items import Item, item
+from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, described
 from mmsearch.query import Asked, Picture, Query, picture
 from mmsearch.search import Filters, Hit
 from mmsearch.store import queries
@@ -303,9 +304,39 @@ class Index:
         image: a path, the bytes of a file, an open file, or a PIL image. Raises MediaError.
         """
         filters = Filters(under=_folders(under), min_score=min_score, where=where or {})
-        query = image if isinstance(image, Query) else Query.of_picture(picture(image))
-        with self._asked(query) as (reader, vector, _):
+        with self._asked(_of_picture(image)) as (reader, vector, _):
             return search.rank_texts(reader, self._vector_index, vector, filters, k=_positive(k))
+
+    # Judging one picture
+
+    def match(self, image: Asked, text: str) -> Match:
+        """The probability that a text belongs to a picture, and who says so. Raises UsageError, MediaError."""
+        return self._judge().match(image, text)
+
+    def classify(
+        self, image: Asked, labels: Sequence[str] = (), *, text: str | None = None, templates: Sequence[str] = TEMPLATES
+    ) -> list[Label]:
+        """Labels with the share that the model gives each for a picture, likeliest first.
+
+        text: what is said with the picture, judged with it. templates: how a label is said, "{}" where it stands.
+        Raises UsageError, MediaError.
+        """
+        return self._judge().classify(image, labels, text=text, templates=templates)
+
+    def describe(self, image: Asked, *, k: int = 5) -> Description:
+        """What can be said of a picture, and who says so: the k nearest captions that fit, and everyday words."""
+        judge = self._judge()
+        return described(judge.fitting(image, self.lookup(image, k=k)), judge.tags(image))
+
+    def _judge(self) -> Judge:
+        """By the model of the index, under the heads in use now."""
+        with self._there().read() as reader:
+            heads = self._heads_of(reader)
+        return Judge(
+            lambda image: self._query_vector(_of_picture(image), heads)[0],
+            lambda texts: self._vectors_of_texts(texts, heads, cached_apart=True),
+            getattr(self._loaded(), "calibration", None) if heads is None else None,
+        )
 
     def item(self, id: str) -> Item:
         """All that is known about an item. Raises SourceError for an id that the index does not hold."""
@@ -555,14 +586,20 @@ class Index:
             raise QueryError(f"The vector has {len(vector)} numbers; those of '{model}' have {dim}.")
         return vector, hashes
 
-    def _vectors_of_texts(self, texts: Sequence[str], heads: TrainedHeads | None) -> FloatArray:
-        """(n, dim) float32; what was asked before is remembered, and needs no model."""
+    def _vectors_of_texts(
+        self, texts: Sequence[str], heads: TrainedHeads | None, *, cached_apart: bool = False
+    ) -> FloatArray:
+        """(n, dim) float32; what was asked before is remembered, and needs no model.
+
+        cached_apart: they are no queries, and not what a vector index should be tuned for.
+        """
         texts = [" ".join(unicodedata.normalize("NFC", encodable(text)).split()) for text in texts]
         with self._there().read() as reader:
             fingerprint = reader.setting("fingerprint")
         space = queries.space(fingerprint, None if heads is None else heads.hash)
         if space is None or self._own_encoder:
             return self._encoded_under(texts, heads)
+        space += " judged" if cached_apart else ""
         cache = QueryCache(self.folder)
         known = cache.get(space, texts)
         new = [text for text in dict.fromkeys(texts) if text not in known]
@@ -592,16 +629,11 @@ class Index:
         return np.stack([vectors[number] for number in numbers])
 
     def _decode(self, image: Any) -> media.Decoded:
-        source = picture(image)
-        if isinstance(source, media.Decoded):
-            return source
-        name = source if isinstance(source, str) else "The picture"
-        try:
-            return media.read(source, pixels_of(self._loaded()))
-        except MediaError as error:
-            raise MediaError(f"{name} cannot be read: it {error}.") from error
-        except OSError as error:
-            raise QueryError(f"{name} cannot be opened: {error.strerror or error}.") from error
+        return decoded_for(self._loaded(), image)
+
+
+def _of_picture(image: Asked) -> Query:
+    return image if isinstance(image, Query) else Query.of_picture(picture(image))
 
 
 def _under(heads: TrainedHeads | None, kind: Kind, embedded: Sequence[Embedded]) -> FloatArray:

@@ -47,6 +47,11 @@ def test_every_block_about_the_api_runs_as_it_stands(checkout: Path) -> None:
     run_blocks((ROOT / "docs" / "serve.md").read_text(encoding="utf-8"), checkout)
 
 
+@pytest.mark.parametrize("page", ["judging"])
+def test_every_block_of_a_page_runs_as_it_stands(page: str, checkout: Path) -> None:
+    run_blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), checkout)
+
+
 def run_blocks(text: str, home: Path) -> None:
     """Run the blocks of a page in their order; a server that one starts answers those behind it."""
     with contextlib.ExitStack() as servers:

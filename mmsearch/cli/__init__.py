@@ -11,6 +11,7 @@ import click
 
 from mmsearch import __version__
 from mmsearch.cli.indexing import index_command, models_command, remove_command, status_command
+from mmsearch.cli.judging import classify_command, describe_command, match_command
 from mmsearch.cli.printing import fail
 from mmsearch.cli.searching import lookup_command, search_command
 from mmsearch.cli.serving import serve_command
@@ -20,6 +21,9 @@ COMMANDS = (
     index_command,
     search_command,
     lookup_command,
+    match_command,
+    classify_command,
+    describe_command,
     status_command,
     remove_command,
     serve_command,

@@ -96,7 +96,7 @@ def lookup_command(
       mmsearch lookup - < dog.jpg
     """
     with Index(index_folder(index_name), notify=note) as index:
-        hits = index.lookup(_stdin_bytes() if image == "-" else Path(image), k=k, under=under, min_score=min_score)
+        hits = index.lookup(stdin_bytes() if image == "-" else Path(image), k=k, under=under, min_score=min_score)
     output.show(hits, image)
 
 
@@ -110,7 +110,8 @@ def _near(text: str | None) -> tuple[float, float, float] | None:
     return latitude, longitude, distance_km
 
 
-def _stdin_bytes() -> bytes:
+def stdin_bytes() -> bytes:
+    """What comes on stdin. Raises Error where that has no end in sight."""
     data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
         raise Error(
@@ -121,7 +122,7 @@ def _stdin_bytes() -> bytes:
 
 def _from_stdin() -> Query:
     """Words if stdin is text, else a picture."""
-    data = _stdin_bytes()
+    data = stdin_bytes()
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
