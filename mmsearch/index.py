@@ -13,10 +13,10 @@ import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -40,6 +40,12 @@ from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, FileRow, HeadsRow, Kind, NewItem
 from mmsearch.store.vectors import VectorIndex
 from mmsearch.store.writer import Writer
+
+if TYPE_CHECKING:
+    from mmsearch.measuring import Accuracy, Evaluation
+    from mmsearch.sources.pairs import PairColumns
+    from mmsearch.train.residual import Epoch, HeadSettings
+    from mmsearch.training import HeadsReport
 
 
 @dataclass(frozen=True)
@@ -477,6 +483,112 @@ class Index:
         with self._there().read() as reader:
             return reader.heads()
 
+    def train_heads(
+        self,
+        *pairs: str | os.PathLike[str],
+        name: str = "trained",
+        settings: "HeadSettings | None" = None,
+        columns: "PairColumns | None" = None,
+        use: bool | None = None,
+        wait_s: float | None = 0.0,
+        tell: "Callable[[Epoch], None]" = lambda epoch: None,
+    ) -> "HeadsReport":
+        """Train projection heads on pairs of pictures and texts, and move the index to them where they are better.
+
+        pairs: tables, webdataset tars, folders (mmsearch.sources.pairs); without any, the captions in the index. What
+        people said by `add_feedback` is always learned from too. settings: how (mmsearch.train.residual.HeadSettings).
+        use: take them into use whatever held-out pairs say, or not; None: where those are sure of it. Heads of the same
+        name are replaced. Pictures that the index does not hold are encoded once and kept, and are no items.
+        Raises TrainingError where there is nothing to learn from, SourceError, UsageError.
+        """
+        from mmsearch import training
+        from mmsearch.sources.pairs import PairColumns, read_pairs
+        from mmsearch.train.residual import HeadSettings
+
+        if not name.strip() or name != encodable(name):
+            raise UsageError("Heads need a name.")
+        settings, store = settings or HeadSettings(), self._there()
+        given = [read_pairs(source, columns or PairColumns()) for source in pairs]
+        every = chain(*(given or [training.pairs_of_index(store)]), training.pairs_of_feedback(store))
+        gathered = training.gather(
+            store, self._loaded, every, lambda kind, rows: self._keep_encoded(kind, rows, wait_s)
+        )
+        trained, report = training.teach(store, self._loaded, gathered, name, settings, tell)
+        used = trained is not None and (report.used if use is None else use)
+        report = replace(report, used=used)
+        if trained is None:
+            return report
+        with self._writing(store, wait_s) as writer:
+            with writer.transaction():
+                replaces_used = any(row.name == name and row.in_use for row in writer.heads())
+                writer.put_heads(name, trained.hash, trained.to_bytes(), report.to_json())
+                if used or replaces_used:  # no vectors by heads that are gone
+                    self._move(writer, trained if used else None)
+            self._vector_index.sweep(writer)
+        return report
+
+    def evaluate(
+        self,
+        *pairs: str | os.PathLike[str],
+        columns: "PairColumns | None" = None,
+        heads: str | None = None,
+        against: str | None = None,
+    ) -> "Evaluation":
+        """How well texts find their pictures and pictures their texts, on pairs; without any, on the captions here.
+
+        heads: of this index, "off" for the model's own, None for those in use. against: heads, "off", or the name of
+        another model, compared on the same pairs. What the index does not hold is encoded and not kept.
+        Raises UsageError, SourceError, TrainingError where no pair can be used.
+        """
+        from mmsearch import measuring, training
+        from mmsearch.sources.pairs import PairColumns
+
+        store, columns = self._there(), columns or PairColumns()
+        every = measuring.tested(pairs, columns) if pairs else training.pairs_of_index(store)
+        gathered = training.gather(store, self._loaded, every)
+        with store.read() as reader:
+            mine = self._chosen(reader, heads)
+            known = against == "off" or against in [row.name for row in reader.heads()]
+            theirs = self._chosen(reader, against) if against is not None and known else None
+            model = reader.setting("model") or ""
+        other = None
+        if against is not None:
+            if known:
+                other = ("own heads" if theirs is None else against, gathered, theirs)
+            elif not pairs:
+                raise UsageError(f"The index has no heads '{against}'; to compare with a model, name the pairs.")
+            else:
+                other = (against, measuring.of_model(against, pairs, columns, self._notify), None)
+        name = model if mine is None else mine.name
+        return measuring.evaluation(name, gathered, mine, other)
+
+    def evaluate_classes(self, folder: str | os.PathLike[str], *, heads: str | None = None) -> "Accuracy":
+        """Zero-shot accuracy on a folder with a folder for each class; heads as in `evaluate`."""
+        from mmsearch import measuring
+
+        with self._there().read() as reader:
+            chosen = self._chosen(reader, heads)
+        return measuring.classify_folder(self._loaded(), folder, self._there(), chosen)
+
+    def _chosen(self, reader: Reader, name: str | None) -> TrainedHeads | None:
+        if name is None:
+            return self._heads_of(reader)
+        return None if name == "off" else self._trained(reader, _heads_named(reader, name).hash)
+
+    def _keep_encoded(
+        self, kind: Kind, rows: Mapping[str, tuple[FloatArray, FloatArray | None]], wait_s: float | None
+    ) -> None:
+        with self._there().write(wait_s=wait_s) as writer, writer.transaction():
+            writer.put_encoded(kind, rows)
+
+    def _move(self, writer: Writer, heads: TrainedHeads | None) -> None:
+        if heads is None:
+            writer.use_heads(None, None)
+        else:
+            writer.use_heads(heads.hash, heads.project)
+        for kind in KINDS:
+            self._build(writer, kind)
+
     def use_heads(self, name: str | None, *, wait_s: float | None = 0.0) -> None:
         """Move every item to trained heads, None: back to the model's own, to the first answers bit for bit.
 
@@ -487,13 +599,7 @@ class Index:
             if (writer.setting("heads") is None) if row is None else row.in_use:
                 return
             with writer.transaction():
-                heads = None if row is None else self._trained(writer, row.hash)
-                if heads is None:
-                    writer.use_heads(None, None)
-                else:
-                    writer.use_heads(heads.hash, heads.project)
-                for kind in KINDS:
-                    self._build(writer, kind)
+                self._move(writer, None if row is None else self._trained(writer, row.hash))
             self._vector_index.sweep(writer)
 
     def remove_heads(self, name: str, *, wait_s: float | None = 0.0) -> None:

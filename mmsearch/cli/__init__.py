@@ -12,9 +12,11 @@ import click
 from mmsearch import __version__
 from mmsearch.cli.indexing import index_command, models_command, remove_command, status_command
 from mmsearch.cli.judging import classify_command, describe_command, match_command
+from mmsearch.cli.measuring import evaluate_command
 from mmsearch.cli.printing import fail
 from mmsearch.cli.searching import lookup_command, search_command
 from mmsearch.cli.serving import serve_command
+from mmsearch.cli.training import feedback_group, heads_group, train_group
 from mmsearch.errors import Error, UsageError
 
 COMMANDS = (
@@ -28,6 +30,10 @@ COMMANDS = (
     remove_command,
     serve_command,
     models_command,
+    train_group,
+    heads_group,
+    feedback_group,
+    evaluate_command,
 )
 
 

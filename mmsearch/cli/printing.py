@@ -86,10 +86,14 @@ class Output:
 
 def _thumbnails(hits: Sequence[Hit], size_px: int) -> dict[str, bytes]:
     """path -> JPEG, for the pictures that can still be read."""
+    return thumbnails_of([hit.path for hit in hits if hit.kind == "image" and hit.path is not None], size_px)
+
+
+def thumbnails_of(paths: Sequence[str], size_px: int) -> dict[str, bytes]:
+    """path -> JPEG, for the pictures that can be read."""
     from mmsearch.decoding import DecodePool, Skip
     from mmsearch.encoders.preprocess import PixelSpec
 
-    paths = [hit.path for hit in hits if hit.kind == "image" and hit.path is not None]
     with DecodePool(PixelSpec(size_px, size_px, resize="within")) as pool:
         return {path: made for path, made in pool.thumbnails(paths, size_px) if not isinstance(made, Skip)}
 

@@ -37,6 +37,10 @@ class QueryCommand(click.Command):
 @click.option("--before", metavar="DATE", help="Taken before it begins.")
 @click.option("--near", metavar="LAT,LON,KM", help="Taken within so many km of a place, as 48.86,2.35,25.")
 @click.option("--min-score", type=click.FloatRange(-1, 1), help="The least cosine between the query and a hit.")
+@click.option(
+    "--like", metavar="ID", multiple=True, help="Draw the query towards an item (--json has ids). Repeatable."
+)
+@click.option("--unlike", metavar="ID", multiple=True, help="Draw the query away from an item. Repeatable.")
 @output_options
 def search_command(
     query: tuple[str, ...],
@@ -48,6 +52,8 @@ def search_command(
     before: str | None,
     near: str | None,
     min_score: float | None,
+    like: tuple[str, ...],
+    unlike: tuple[str, ...],
     output: Output,
 ) -> None:
     """Find items by words, by a picture, or by both.
@@ -62,11 +68,12 @@ def search_command(
       mmsearch search sunset --after 2023-07 --near 48.86,2.35,25
       mmsearch search cat --paths -0 | xargs -0 cp -t /tmp/cats
       mmsearch search cat -k 60 --html cats.html
+      mmsearch search boots --like mm-12 --unlike mm-40    # refines this one query; `feedback add` keeps what you say
     """
     asked = " ".join(query)
     with Index(index_folder(index_name), notify=note) as index:
         hits = index.search(
-            _from_stdin() if asked == "-" else asked,
+            (_from_stdin() if asked == "-" else Query.parse(asked)).refined(like=like, unlike=unlike),
             k=k,
             kind=kind,
             under=under,

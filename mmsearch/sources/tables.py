@@ -6,8 +6,9 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import IO, Any
 
 from mmsearch.errors import SourceError
@@ -23,6 +24,16 @@ class Caption:
     path: str
     text: str
     row: int  # 1-based line of the file on which the row begins; of a parquet file, the row
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One picture of a table with all its captions, and the values of the columns beside them that were asked for."""
+
+    path: str
+    texts: tuple[str, ...]
+    row: int
+    beside: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,12 @@ _TEXT_NAMES = (
     "caption", "captions", "text", "texts", "description", "sentence", "sentences", "title",
     "alt", "alt_text", "prompt", "comment", "txt",
 )  # fmt: skip
+BESIDE = {
+    "label": ("label", "match", "is_match", "class", "sentiment"),
+    "weight": ("sample_weight", "pair_weight"),  # not "weight": in a table of products that is kilograms
+    "group": ("group", "group_id", "product_id", "sku"),
+    "split": ("split",),
+}
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -55,6 +72,26 @@ def read_captions(
     may be a list of several captions (in csv and tsv, a JSON list). Relative paths are relative to the table's folder.
     A row that cannot be used is a BadRow and the rest goes on. Raises SourceError if the table cannot be read at all.
     """
+    for row in read_rows(table, path_column=path_column, text_column=text_column):
+        if isinstance(row, BadRow):
+            yield row
+        else:
+            for text in row.texts:
+                yield Caption(row.path, text, row.row)
+
+
+def read_rows(
+    table: str | os.PathLike[str],
+    *,
+    path_column: str | None = None,
+    text_column: str | None = None,
+    beside: Mapping[str, str | None] = MappingProxyType({}),
+) -> Iterator[Row | BadRow]:
+    """The rows of a caption table, as `read_captions` reads them.
+
+    beside: further columns by what they are ("label"), each with the name that the user gave it; None: its usual names
+    (BESIDE), if there is one such.
+    """
     path = os.path.abspath(os.fsdecode(table))
     read = _TABLES.get(suffix_of(os.path.basename(path)))
     if read is None:
@@ -65,21 +102,33 @@ def read_captions(
         raise SourceError(f"{path} cannot be read: {reason(error)}.") from error
     if not stat.S_ISREG(found.st_mode):
         raise SourceError(f"{path} is not an ordinary file.")
-    return _captions(path, read(path, _Columns(path, path_column, text_column)))
+    columns = _Columns(path, path_column, text_column, beside)
+    return _checked_rows(path, columns, read(path, columns))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Columns:
     table: str
     path: str | None
     text: str | None
+    beside: Mapping[str, str | None]
+    found: tuple[str, ...] = ()  # of those beside, what they are, in the order in which their values come
 
-    def choose(self, present: Sequence[str]) -> tuple[str, str]:
-        """The names of the path column and the text column."""
-        return (
-            self._one(present, self.path, _PATH_NAMES, "path", "path_column"),
-            self._one(present, self.text, _TEXT_NAMES, "text", "text_column"),
-        )
+    def choose(self, present: Sequence[str]) -> tuple[str, ...]:
+        """The names of the path column, the text column, and those beside them that are there."""
+        path = self._one(present, self.path, _PATH_NAMES, "path", "path_column")
+        by_plain_name = {_plain(name): name for name in reversed(present)}
+        chosen = {}
+        for what, asked in self.beside.items():
+            if asked is not None:
+                chosen[what] = self._one(present, asked, (), what, f"{what}_column")
+            elif usual := next((by_plain_name[name] for name in BESIDE[what] if name in by_plain_name), None):
+                chosen[what] = usual
+        texts: Sequence[str] = _TEXT_NAMES
+        if self.text is None and "label" in chosen and not {*_TEXT_NAMES} & {*by_plain_name}:
+            texts = (_plain(chosen["label"]),)  # classes are all that is said of these pictures
+        self.found = tuple(chosen)
+        return (path, self._one(present, self.text, texts, "text", "text_column"), *chosen.values())
 
     def _one(self, present: Sequence[str], asked: str | None, usual: Sequence[str], what: str, how: str) -> str:
         if asked is not None:
@@ -106,24 +155,24 @@ def _listed(names: Sequence[str]) -> str:
     return (shown or "no columns") + (", …" if len(names) > 20 else "")
 
 
-_Row = tuple[int, Any, Any]  # row, path, text or texts; unchecked
+_Row = tuple[int, Sequence[Any]]  # row; path, text or texts, and what is beside them; unchecked
 
 
-def _captions(table: str, rows: Iterator[_Row | BadRow]) -> Iterator[Caption | BadRow]:
+def _checked_rows(table: str, columns: _Columns, rows: Iterator[_Row | BadRow]) -> Iterator[Row | BadRow]:
     folder = os.path.dirname(table)
     for row in _readable(table, rows):
         if isinstance(row, BadRow):
             yield row
             continue
-        number, path, value = row
+        number, (path, value, *others) = row
         texts = _texts(value)
         problem = _path_problem(path) or _text_problem(texts)
         if problem:
             yield BadRow(table, number, problem)
             continue
         path = os.path.normpath(os.path.join(folder, path))
-        for text in texts:
-            yield Caption(path, text.strip(), number)
+        beside = dict(zip(columns.found, others, strict=True))
+        yield Row(path, tuple(text.strip() for text in texts), number, beside)
 
 
 def _readable(table: str, rows: Iterator[_Row | BadRow]) -> Iterator[_Row | BadRow]:
@@ -232,8 +281,7 @@ def _read_delimited(
 ) -> Iterator[_Row | BadRow]:
     header = next(rows, None)
     names = header[1] if isinstance(header, tuple) else []
-    path_name, text_name = columns.choose(names)
-    path_at, text_at = names.index(path_name), names.index(text_name)
+    places = [names.index(name) for name in columns.choose(names)]
     for row in rows:
         if isinstance(row, BadRow):
             yield row
@@ -244,11 +292,11 @@ def _read_delimited(
         if len(fields) != len(names):
             yield BadRow(table, number, f"has {len(fields)} columns where the header has {len(names)}")
             continue
-        yield number, fields[path_at], fields[text_at]
+        yield number, [fields[place] for place in places]
 
 
 def _read_jsonl(table: str, columns: _Columns) -> Iterator[_Row | BadRow]:
-    names: tuple[str, str] | None = None
+    names: tuple[str, ...] | None = None
     with open(table, "rb") as file:
         for number, line in enumerate(_lines(table, file), 1):
             if not line.strip():
@@ -262,7 +310,7 @@ def _read_jsonl(table: str, columns: _Columns) -> Iterator[_Row | BadRow]:
                 yield BadRow(table, number, "is not a JSON object")
                 continue
             names = names or columns.choose(list(row))
-            yield number, row.get(names[0]), row.get(names[1])
+            yield number, [row.get(name) for name in names]
 
 
 def _read_parquet(table: str, columns: _Columns) -> Iterator[_Row | BadRow]:
@@ -274,11 +322,10 @@ def _read_parquet(table: str, columns: _Columns) -> Iterator[_Row | BadRow]:
         with parquet.ParquetFile(table) as file:
             names = columns.choose([field.name for field in file.schema_arrow if not types.is_struct(field.type)])
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=list(names)):
-                paths, texts = (batch.column(name).to_pylist() for name in names)
-                for path, text in zip(paths, texts, strict=True):
+            for batch in file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(names))):
+                for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
                     number += 1
-                    yield number, path, text
+                    yield number, values
     except (ArrowException, UnicodeDecodeError) as error:
         raise SourceError(f"{table} cannot be read as parquet: {error}") from error
 

@@ -208,6 +208,16 @@ class Reader:
                 found[path] = row.content_hash
         return found
 
+    def contents(self, items: Sequence[int]) -> dict[int, str]:
+        """item -> content hash, of those that have one."""
+        return {
+            item: content
+            for part in parts(items)
+            for item, content in self.connection.execute(
+                f"SELECT id, content_hash FROM items WHERE id IN ({marks(part)}) AND content_hash IS NOT NULL", part
+            )
+        }
+
     def _vector(self) -> str:
         """SQL for the vector of a row of `vectors v`: by the model's own heads, or by those in use."""
         if self.setting("heads") is None:

@@ -1,0 +1,254 @@
+"""Commands that teach an index: heads trained on pairs, feedback, and what is in use."""
+
+import json
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mmsearch.cli.printing import index_option, note
+from mmsearch.errors import UsageError
+from mmsearch.index import Index
+from mmsearch.locations import index_folder
+from mmsearch.present import printable, table
+
+if TYPE_CHECKING:
+    from mmsearch.train.residual import Epoch
+    from mmsearch.training import HeadsReport
+
+Command = Callable[..., Any]
+
+
+def columns_options(command: Command) -> Command:
+    """The columns of a table of pairs, on every command that reads one."""
+    for name, what in (
+        ("split", "says train or test"),
+        ("group", "names what must not be both learned from and tested on, such as a product"),
+        ("weight", "says how much a pair counts"),
+        ("label", "says 0 or 1, whether the pair matches, or names a class"),
+        ("text", "holds the texts"),
+        ("path", "holds the paths"),
+    ):
+        option = click.option(f"--{name}-column", metavar="NAME", help=f"The table's column that {what}.")
+        command = option(command)
+    return command
+
+
+def columns_of(options: dict[str, Any]) -> Any:
+    """Take the columns out of a command's options."""
+    from mmsearch.sources.pairs import PairColumns
+
+    names = ("path", "text", "label", "weight", "group", "split")
+    return PairColumns(**{name: options.pop(f"{name}_column") for name in names})
+
+
+@click.group(name="train")
+def train_group() -> None:
+    """Teach an index from pairs of pictures and texts."""
+
+
+@train_group.command(name="heads")
+@click.argument("pairs", metavar="[PAIRS]...", nargs=-1, type=click.Path())
+@index_option
+@click.option("--name", default="trained", show_default=True, help="What to call the heads; the same name replaces.")
+@click.option("--config", metavar="FILE", type=click.Path(dir_okay=False), help="Settings in TOML, by their names.")
+@click.option("--set", "set_", metavar="NAME=VALUE", multiple=True, help="One setting. Repeatable. --list names them.")
+@click.option(
+    "--use/--no-use", default=None, help="Take them into use in any case, or not. [default: if they are better]"
+)
+@click.option("--list", "lists", is_flag=True, help="Print all settings with their defaults, as TOML.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--wait", is_flag=True, help="Wait for another process that writes to the index, instead of leaving.")
+@columns_options
+def train_heads_command(
+    pairs: tuple[str, ...],
+    index_name: str,
+    name: str,
+    config: str | None,
+    set_: tuple[str, ...],
+    use: bool | None,
+    lists: bool,
+    as_json: bool,
+    wait: bool,
+    **options: Any,
+) -> None:
+    """Train projection heads on pairs, and use them where held-out pairs say that they are better.
+
+    PAIRS are tables (csv, tsv, jsonl, parquet) with a column of paths and one of texts, webdataset tars, or folders of
+    pictures with captions beside them. Without any, the captions in the index. Feedback is always learned from too.
+
+    \b
+    Examples:
+      mmsearch train heads products.csv -i products
+      mmsearch train heads pairs.tar --set loss=sigmoid --set epochs=80
+      mmsearch train heads                    # from the captions that the index holds
+      mmsearch heads off                      # back to the first answers
+    """
+    from mmsearch.train.residual import HeadSettings
+
+    columns = columns_of(options)
+    if lists:
+        for key, value in vars(HeadSettings()).items():
+            click.echo(f"{key} = {json.dumps(value)}")
+        return
+    settings = HeadSettings.of(_settings(config, set_))
+    with Index(index_folder(index_name), notify=note) as index:
+        report = index.train_heads(
+            *pairs,
+            name=name,
+            settings=settings,
+            columns=columns,
+            use=use,
+            wait_s=None if wait else 0.0,
+            tell=_told,
+        )
+    for row in report.skipped[:10]:
+        note(f"  skipped {row.table}{f', row {row.row}' if row.row else ''}: {row.reason}")
+    if len(report.skipped) > 10:
+        note(f"  and {len(report.skipped) - 10} more")
+    click.echo(report.to_json() if as_json else _report(report))
+
+
+def _settings(config: str | None, given: tuple[str, ...]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    if config is not None:
+        try:
+            settings = tomllib.loads(Path(config).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{config} cannot be read: {error.strerror or error}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{config} is not TOML: {error}.") from error
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes NAME=VALUE, not '{one}'.")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value  # a word needs no quotes here
+    return settings
+
+
+def _told(epoch: "Epoch") -> None:
+    line = f"epoch {epoch.number}/{epoch.epochs}  loss {epoch.loss:.3f}  held-out recall@10 {epoch.recall:.3f}"
+    if sys.stderr.isatty():
+        click.echo(f"\r{line}  ", nl=epoch.number == epoch.epochs, err=True)
+    elif epoch.number % 10 == 0 or epoch.number == 1:
+        note(line)
+
+
+def _report(report: "HeadsReport") -> str:
+    lines = [f"{report.pairs:,} pairs of {report.pictures:,} pictures ({report.encoded:,} new), {report.seconds:.1f} s"]
+    if report.before is not None and report.after is not None and report.gain is not None:
+        rows = [
+            (f"recall@{k}", str(report.before.recall[k]), str(report.after.recall[k])) for k in report.before.recall
+        ]
+        rows.append(("mean 1/rank", str(report.before.reciprocal_rank), str(report.after.reciprocal_rank)))
+        if report.general is not None:
+            rows.append(("everyday queries", "1.000", f"{report.general:.3f}"))
+        lines.append(table((f"{report.before.queries:,} held-out texts", "old heads", f"'{report.name}'"), rows))
+        lines.append(f"Mixed in: {report.share:.0%} of what was learned, in {report.epochs} epochs.")
+        if report.general is not None:
+            lines.append("Everyday queries: how many find their old first picture among ten, where no pair was.")
+    lines.append(report.decision[0].upper() + report.decision[1:] + ".")
+    lines.append(f"In use: {report.name}" if report.used else "In use: as before")
+    return "\n".join(lines)
+
+
+@click.group(name="heads")
+def heads_group() -> None:
+    """See and choose the heads that were trained for an index."""
+
+
+@heads_group.command(name="list")
+@index_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def heads_list_command(index_name: str, as_json: bool) -> None:
+    """List the heads of an index, with what was measured when they were trained."""
+    with Index(index_folder(index_name)) as index:
+        rows = index.heads()
+    if as_json:
+        listed = [
+            {"name": row.name, "in_use": row.in_use, "made_at": row.made_at} | json.loads(row.report) for row in rows
+        ]
+        click.echo(json.dumps(listed, indent=2))
+        return
+    shown = []
+    for row in rows:
+        report = json.loads(row.report)
+        before, after = ((report.get(side) or {}).get("recall", {}).get("10") for side in ("before", "after"))
+        recall = f"{before['value']:.3f} → {after['value']:.3f}" if before and after else ""
+        shown.append((printable(row.name), "yes" if row.in_use else "", recall, row.made_at))
+    shown.append(("(the model's own)", "" if any(row.in_use for row in rows) else "yes", "", ""))
+    click.echo(table(("name", "in use", "recall@10", "trained"), shown, right=()))
+
+
+@heads_group.command(name="use")
+@click.argument("name")
+@index_option
+@click.option("--wait", is_flag=True, help="Wait for another process that writes to the index, instead of leaving.")
+def heads_use_command(name: str, index_name: str, wait: bool) -> None:
+    """Move an index to other heads; no picture is read."""
+    with Index(index_folder(index_name)) as index:
+        index.use_heads(name, wait_s=None if wait else 0.0)
+    click.echo(f"In use: {printable(name)}")
+
+
+@heads_group.command(name="off")
+@index_option
+@click.option("--wait", is_flag=True, help="Wait for another process that writes to the index, instead of leaving.")
+def heads_off_command(index_name: str, wait: bool) -> None:
+    """Back to the model's own heads, and to the first answers."""
+    with Index(index_folder(index_name)) as index:
+        index.use_heads(None, wait_s=None if wait else 0.0)
+    click.echo("In use: the model's own heads")
+
+
+@heads_group.command(name="remove")
+@click.argument("name")
+@index_option
+def heads_remove_command(name: str, index_name: str) -> None:
+    """Forget trained heads that are not in use."""
+    with Index(index_folder(index_name)) as index:
+        index.remove_heads(name)
+    click.echo(f"Removed: {printable(name)}")
+
+
+@click.group(name="feedback")
+def feedback_group() -> None:
+    """Keep judgements of answers, for the next `train heads`."""
+
+
+@feedback_group.command(name="add")
+@click.argument("query", nargs=-1, required=True)
+@index_option
+@click.option("--like", metavar="ID", multiple=True, help="An item that answers the words. Repeatable.")
+@click.option("--unlike", metavar="ID", multiple=True, help="An item that does not. Repeatable.")
+def feedback_add_command(
+    query: tuple[str, ...], index_name: str, like: tuple[str, ...], unlike: tuple[str, ...]
+) -> None:
+    """Keep which items answer some words, and which do not. Ids are those that `search --json` prints.
+
+    \b
+    Example:
+      mmsearch feedback add red boots --like mm-12 --unlike mm-40
+    """
+    if not like and not unlike:
+        raise UsageError("Name an item with --like or --unlike.")
+    with Index(index_folder(index_name)) as index:
+        count = index.add_feedback(" ".join(query), like=like, unlike=unlike)
+    click.echo(f"{count} kept; `mmsearch train heads` learns from them")
+
+
+@feedback_group.command(name="list")
+@index_option
+def feedback_list_command(index_name: str) -> None:
+    """List what was kept."""
+    with Index(index_folder(index_name)) as index:
+        rows = [
+            (printable(words), "yes" if match else "no", printable(item)) for words, item, match in index.feedback()
+        ]
+    click.echo(table(("query", "match", "item"), rows, right=()))

@@ -1,0 +1,80 @@
+"""Figures as pictures. The only room that imports matplotlib, and only once something is to be drawn."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmsearch.errors import Error
+from mmsearch.measuring import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREY = "#1f6f8b", "#c4632a", "#8a8a84"
+Draw = Callable[["Axes"], None]
+
+
+def evaluation_plots(evaluation: Evaluation, folder: str | Path) -> list[Path]:
+    """Recall by k, ranks, and scores of what matches against what does not, as PNG files. Returns their paths."""
+    ranked = evaluation.ranked
+    most = max(evaluation.pictures, evaluation.texts)
+
+    def recall(axes: "Axes") -> None:
+        for ranks, colour, name in (
+            (ranked.text_to_image, BLUE, "text to image"),
+            (ranked.image_to_text, ORANGE, "image to text"),
+        ):
+            ks = np.unique(np.geomspace(1, most, 80).astype(int))
+            axes.plot(ks, [(ranks <= k).mean() for k in ks], color=colour, label=name)
+        axes.set(xscale="log", xlabel="k", ylabel="recall@k", ylim=(0, 1.02))
+        axes.plot(ks, np.minimum(1, ks / evaluation.pictures), color=GREY, linestyle=":", label="chance")
+        axes.legend(frameon=False)
+
+    def ranks(axes: "Axes") -> None:
+        edges = np.geomspace(1, most + 1, 25)
+        axes.hist([ranked.text_to_image, ranked.image_to_text], bins=list(edges), color=[BLUE, ORANGE])
+        axes.set(xscale="log", xlabel="rank of the best right answer", ylabel="queries")
+        axes.legend(["text to image", "image to text"], frameon=False)
+
+    def scores(axes: "Axes") -> None:
+        both = np.concatenate((ranked.matched, ranked.unmatched))
+        edges = list(np.linspace(both.min(), both.max(), 50))
+        axes.hist(ranked.unmatched, bins=edges, density=True, color=GREY, alpha=0.7, label="does not belong")
+        axes.hist(ranked.matched, bins=edges, density=True, color=BLUE, alpha=0.7, label="belongs together")
+        axes.set(xlabel="cosine of picture and text", yticks=[])
+        axes.legend(frameon=False)
+
+    drawn = {"recall.png": ("Recall", recall), "ranks.png": ("Ranks", ranks), "scores.png": ("Scores", scores)}
+    return write(folder, {name: png(title, draw) for name, (title, draw) in drawn.items()})
+
+
+def write(folder: str | Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Put files into a folder, which is made. Raises Error where that cannot be done."""
+    paths = []
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+            paths.append(Path(folder) / name)
+    except OSError as error:
+        raise Error(f"{folder} cannot be written: {error.strerror or error}.") from error
+    return paths
+
+
+def png(title: str, draw: Draw) -> bytes:
+    """One plot as a PNG file, the same for the same figures."""
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axes: Any = figure.subplots()
+    draw(axes)
+    axes.set_title(title, loc="left", fontsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return file.getvalue()
