@@ -1,5 +1,6 @@
 """Attacks on the server: from a page elsewhere, over the network, by hostile bodies, names and files."""
 
+import contextlib
 import http.client
 import io
 import os
@@ -350,6 +351,40 @@ def test_json_has_a_lower_limit_than_pictures(served: Served) -> None:
     )
 
 
+def test_an_address_and_headers_have_an_end_that_the_app_tells(served: Served) -> None:
+    longest = "%F0%9F%8C%BB" * 2_000  # sunflowers: what may be asked for is never too long
+    assert served.http.get(f"/api/search?q={longest}").status_code == 200
+    for much in (300_000, 3_000_000):  # within what is held of a request, and beyond
+        for start in (b"GET /?", b"GET /api/search?q="):
+            refused(raw(served, start + b"x" * much + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"), 414)
+    for much in (100_000, 3_000_000):
+        refused(raw(served, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * much + b"\r\n\r\n"), 431)
+    assert served.http.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a browser that takes it for https\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nContent-Length: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET /\xc3\xbc HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_refused_as_everything_is(served: Served, request_: bytes) -> None:
+    refused(raw(served, request_), 400, 501)
+
+
+def test_a_body_that_breaks_off_into_nonsense_ends_only_its_connection(served: Served) -> None:
+    head = (
+        b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    refused(raw(served, head + b"4\r\nabcd\r\nnot a length\r\n"), 400)
+    refused(raw(served, head + b"4\r\nabcd\r\n" + b"1" * 3_000_000), 400)
+    assert served.http.get("/healthz").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -452,15 +487,20 @@ def test_an_address_that_is_not_this_machine_s_is_an_error(folder: Path, tmp_pat
         prepare(index, Settings("192.0.2.1", 0, TOKEN))
 
 
+def refused(said: bytes, *statuses: int) -> None:
+    """Whether these bytes are a problem (RFC 9457), as strict as every answer."""
+    head = said.lower()
+    assert int(said.split()[1]) in statuses, said[:200]
+    assert b"content-type: application/problem+json" in head and b"connection: close" in head
+    assert b"x-content-type-options: nosniff" in head and b"content-security-policy: default-src 'none'" in head
+
+
 def raw(served: Served, request: bytes) -> bytes:
     """All that comes back for these very bytes."""
     with socket.create_connection(("127.0.0.1", served.settings.port), timeout=10) as connection:
-        connection.sendall(request)
+        with contextlib.suppress(ConnectionError):  # who sends too much is hung up on before its end
+            connection.sendall(request)
         said = b""
         while b"\r\n\r\n" not in said and (part := connection.recv(2**16)):
             said += part
         return said
-
-
-def test_an_address_has_an_end(served: Served) -> None:
-    assert raw(served, b"GET /?" + b"x" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n").split()[1] == b"400"

@@ -42,6 +42,19 @@ PAGE_TYPES = {
     ".json": "application/manifest+json",
 }
 B = TypeVar("B", bound=BaseModel)
+_FIRST = "$response.body#/hits/0/id"
+_TO_ITEMS: dict[int | str, dict[str, Any]] = {  # what a hit's id is good for, in OpenAPI
+    200: {
+        "description": "A page of hits.",
+        "links": {
+            **{name: {"operationId": name, "parameters": {"id": _FIRST}} for name in ("item", "thumbnail", "file")},
+            "lookup": {"operationId": "lookup", "parameters": {"like": _FIRST}},
+            "more like it": {"operationId": "search", "parameters": {"like": _FIRST}},
+            "next page": {"operationId": "search", "parameters": {"cursor": "$response.body#/cursor"}},
+            "zip": {"operationId": "zip", "requestBody": {"ids": [_FIRST]}},
+        },
+    }
+}
 ItemId = Annotated[str, InPath(min_length=1, max_length=500, description="As a hit has it.", examples=["mm-15"])]
 
 
@@ -85,7 +98,7 @@ def make_app(service: Service) -> ASGIApp:
 
 
 def _search_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/api/search", response_model=shapes.PageOut, tags=["search"])
+    @app.get("/api/search", response_model=shapes.PageOut, tags=["search"], responses=_TO_ITEMS)
     async def search(params: Annotated[shapes.SearchParams, Query()]) -> Response:
         """Find items by words, and by items that they should be like or unlike."""
         return _page(await service.page(await service.query(params), params))
@@ -94,6 +107,7 @@ def _search_routes(app: FastAPI, service: Service) -> None:
         "/api/search",
         response_model=shapes.PageOut,
         tags=["search"],
+        responses=_TO_ITEMS,
         openapi_extra=_body(shapes.SearchIn, IMAGES),
     )
     async def search_by_picture_or_vector(
@@ -106,10 +120,8 @@ def _search_routes(app: FastAPI, service: Service) -> None:
         return _page(await service.page(await service.query(params, await _picture(request, service)), params))
 
     @app.get("/api/lookup", response_model=shapes.HitsOut, tags=["search"])
-    async def lookup(params: Annotated[shapes.LookupParams, Query()]) -> Response:
+    async def lookup(params: Annotated[shapes.ItemLookupParams, Query()]) -> Response:
         """The captions and passages that fit an item best."""
-        if params.like is None:
-            raise ProblemError("invalid", "Name an item with like=…, or send a picture by POST.")
         return _hits(await service.lookup(library_query.Query.of_item(params.like), params))
 
     @app.post("/api/lookup", response_model=shapes.HitsOut, tags=["search"], openapi_extra=_body(None, IMAGES))

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmsearch.serve.metrics import Metrics
 from mmsearch.serve.problems import problem
-from mmsearch.serve.settings import Settings, as_address, is_loopback
+from mmsearch.serve.settings import Limits, Settings, as_address, is_loopback
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -76,14 +76,19 @@ class Guard:
             await (refusal or self._app)(scope, receive, send_with_headers)
 
     def _refusal(self, headers: Headers, scope: Scope) -> Response | None:
+        limits = self._settings.limits
+        if len(scope["raw_path"]) + len(scope["query_string"]) > limits.address_bytes:
+            return too_long(limits)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.headers_bytes:
+            return long_headers(limits)
         host = self._host(headers)
         if host is None:
             return problem("wrong-host", "The Host header is not an address or name of this server.")
         if not self._is_own_page(headers, scope, host):
             return problem("forbidden", "Only the server's own page may ask from within a browser.")
         length = headers.get("content-length", "0")
-        if not length.isascii() or not length.isdecimal() or int(length) > self._settings.limits.body_bytes:
-            return problem("too-large", f"A body may have {self._settings.limits.body_bytes:,} bytes at the most.")
+        if not length.isascii() or not length.isdecimal() or int(length) > limits.body_bytes:
+            return problem("too-large", f"A body may have {limits.body_bytes:,} bytes at the most.")
         path = scope["path"]
         if not (path in _WITHOUT_TOKEN or _is_page(path) or self._has_token(headers)):
             return problem(
@@ -121,6 +126,17 @@ class Guard:
         if scheme.lower() == "bearer" and same(given.strip(), token):
             return True
         return same(_cookie(headers, self._settings.cookie), token)
+
+
+def too_long(limits: Limits) -> Response:
+    """The answer to a long address."""
+    detail = f"An address may have {limits.address_bytes:,} bytes at the most. Send the search as JSON, by POST."
+    return problem("too-long", detail)
+
+
+def long_headers(limits: Limits) -> Response:
+    """The answer to long headers."""
+    return problem("long-headers", f"The headers may have {limits.headers_bytes:,} bytes at the most.")
 
 
 def same(given: str, token: str) -> bool:

@@ -38,16 +38,18 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "busy-index": (409, "The index is being written"),
     "gone": (410, "It is gone"),
     "too-large": (413, "It is too large"),
+    "too-long": (414, "The address is too long"),
     "media-type": (415, "This kind of content is not read"),
     "wrong-host": (421, "This server does not go by that name"),
     "invalid": (422, "It makes no sense"),
+    "long-headers": (431, "The headers are too long"),
     "internal": (500, "Something is broken in the server"),
     "busy": (503, "The server has too much to do"),
     "unusable": (503, "The index cannot be used"),
 }
 
 # Where the rest of a body may still be on its way: it is hung up on, not read to its end
-UNREAD = ("malformed", "too-large", "media-type", "forbidden", "token-needed", "wrong-host")
+UNREAD = ("malformed", "too-large", "too-long", "long-headers", "media-type", "forbidden", "token-needed", "wrong-host")
 
 # What the library raises -> name; the first that fits
 RAISED: tuple[tuple[type[Error], str], ...] = (

@@ -4,19 +4,17 @@ import os
 import secrets
 import socket
 import webbrowser
-from asyncio import TimerHandle, Transport
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmsearch.errors import Error, UsageError
 from mmsearch.index import Index
 from mmsearch.serve.app import make_app
 from mmsearch.serve.service import Service
 from mmsearch.serve.settings import Settings, is_loopback
+from mmsearch.serve.wire import most_header_bytes, protocol
 
 LEAST_TOKEN = 16  # letters
 KEPT_OPEN_S = 30
@@ -59,7 +57,8 @@ def prepare(index: Index, settings: Settings) -> tuple[uvicorn.Server, socket.so
     service = Service(index, settings)
     config = uvicorn.Config(
         make_app(service),
-        http=_patience(settings.limits.header_seconds),
+        http=protocol(settings.limits),
+        h11_max_incomplete_event_size=most_header_bytes(settings.limits),
         ws="none",
         log_level="warning",
         access_log=False,  # it would keep what people looked for
@@ -105,34 +104,3 @@ def _shown(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         return socket.gethostname()
     return f"[{host}]" if ":" in host else host
-
-
-def _patience(seconds: float) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1, which would wait for a request's header for ever: who sends it by the letter is cut off."""
-
-    class Impatient(H11Protocol):
-        _limit: TimerHandle | None = None
-
-        def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._limit = self.loop.call_later(seconds, self._cut_off)
-
-        def data_received(self, data: bytes) -> None:
-            if self._limit is None and (self.cycle is None or self.cycle.response_complete):
-                self._limit = self.loop.call_later(seconds, self._cut_off)  # a further request on the connection
-            super().data_received(data)
-            if self._limit is not None and self.cycle is not None and not self.cycle.response_complete:
-                self._limit.cancel()
-                self._limit = None
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            if self._limit is not None:
-                self._limit.cancel()
-            super().connection_lost(exc)
-
-        def _cut_off(self) -> None:
-            self._limit = None
-            if self.cycle is None or self.cycle.response_complete:
-                cast(Any, self.transport).close()
-
-    return Impatient

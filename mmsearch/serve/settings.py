@@ -12,6 +12,8 @@ DEFAULT_PORT = 8765
 class Limits:
     """What keeps one client from costing the others anything. The decoder's own limits are those of mmsearch.media."""
 
+    address_bytes: int = 262_144  # as it travels; the longest words in any script take 24,000. Longer goes as JSON
+    headers_bytes: int = 65_536
     body_bytes: int = 64_000_000  # a picture; the largest photographs of telephones have 50 MB
     json_bytes: int = 1_000_000  # a list of texts, a vector
     body_seconds: float = 30.0  # for a body to arrive

@@ -91,13 +91,18 @@ class SearchIn(Strict):
 
 
 class LookupParams(Strict):
-    """Which texts fit an item, or the picture that is the body of the request."""
+    """Which texts fit the picture that is the body of the request."""
 
-    like: Id | None = Field(None, description="An item, where the request has no picture.")
     k: int = Field(10, ge=1, le=MOST_HITS)
     under: list[Path] = Field([], max_length=MOST_TERMS)
     min_score: FiniteFloat | None = Field(None, ge=-1, le=1)
     where: str | None = Field(None, max_length=MOST_LETTERS)
+
+
+class ItemLookupParams(LookupParams):
+    """Which texts fit an item."""
+
+    like: Id = Field(description="The item.")
 
 
 class HitOut(BaseModel):
