@@ -146,6 +146,14 @@ class Client:
         known |= {"roots": tuple(said["roots"]), "skipped": tuple(skipped)}
         return Status(**known | {"model": said["model"] or "", "dim": said["dim"] or 0})
 
+    def add_feedback(self, query: str, *, like: Sequence[str] = (), unlike: Sequence[str] = ()) -> int:
+        """As Index.add_feedback."""
+        return int(self._post("/api/feedback", {"query": query, "like": list(like), "unlike": list(unlike)})["kept"])
+
+    def feedback(self) -> list[tuple[str, str, bool]]:
+        """As Index.feedback; of many the first thousand."""
+        return [(one["query"], one["id"], one["match"]) for one in self._get("/api/feedback")["judgements"]]
+
     def add(
         self, *sources: str | os.PathLike[str], progress: Callable[[Progress], None] = lambda progress: None
     ) -> Report:

@@ -106,6 +106,20 @@ def test_items(index: Index, folder: Path) -> None:
     assert index.item("sku/1").facts == {"price": 12, "colour": "red"}
 
 
+def test_what_people_say_is_kept(index: Index) -> None:
+    red, blue = (index.search(colour, k=1, kind="image")[0].id for colour in ("red", "blue"))
+    assert index.add_feedback("  red   things", like=[red], unlike=[blue]) == 2
+    assert sorted(index.feedback()) == sorted([("red things", red, True), ("red things", blue, False)])
+    assert index.add_feedback("red things", like=[blue]) == 1
+    assert ("red things", blue, True) in index.feedback() and len(index.feedback()) == 2
+    with pytest.raises(UsageError, match="fit and not to fit"):
+        index.add_feedback("red", like=[red], unlike=[red])
+    with pytest.raises(UsageError):
+        index.add_feedback("", like=[red])
+    with pytest.raises(SourceError):
+        index.add_feedback("red", like=["not there"])
+
+
 def test_status(index: Index, folder: Path) -> None:
     status = index.status()
     assert (status.images, status.passages, status.captions, status.model) == (19, 1, 1, "colours")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -150,12 +151,27 @@ def test_more_and_less_like_this_refine_in_place(open_page: Any, served: Served)
     page.get_by_role("button", name="Less like this").click()
     page.get_by_text("not like").wait_for()
     assert "unlike=" in page.url and page.locator("#words").input_value() == "red"
-    with page.expect_response(lambda answer: "like=" in answer.url):
-        page.locator(".tile.image .open").first.click()
-        page.get_by_role("button", name="More like this").click()
+    colours(page)  # which waits for the new ones
+    page.locator(".tile.image .open").first.click()
+    page.get_by_role("button", name="More like this").click()
+    page.locator(".chip").nth(1).wait_for()
     assert page.locator(".chip").count() == 2
     page.go_back()
     page.locator(".chip").nth(1).wait_for(state="detached")
+
+
+def test_what_is_said_of_answers_is_kept_when_asked(open_page: Any, served: Served) -> None:
+    page = open_page(f"{served.url}/?q=yellow")
+    page.locator(".tile.image .open").first.click()
+    page.get_by_role("button", name="Less like this").click()
+    page.get_by_text("not like").wait_for()
+    page.get_by_role("button", name="Keep for training").click()
+    page.get_by_text("1 judgement kept for “yellow”").wait_for()
+    (unlike,) = parse_qs(urlsplit(page.url).query)["unlike"]
+    assert {"query": "yellow", "id": unlike, "match": False} in served.http.get("/api/feedback").json()["judgements"]
+    page.locator("#words").fill("yellow - red")
+    page.wait_for_url("**q=yellow+-+red**")
+    assert page.get_by_role("button", name="Keep for training").count() == 0
 
 
 def test_filters_narrow_and_are_cleared(open_page: Any, served: Served, folder: Path) -> None:

@@ -30,6 +30,8 @@ from mmsearch.serve.runs import Run
 from mmsearch.serve.service import Page, Service
 
 SHOWN_SKIPS = 1_000
+SHOWN_JUDGEMENTS = 1_000
+WRITE_WAIT_S = 2.0  # for somebody else's write to end; a run that indexes is told of instead
 THUMBNAIL_SIZES = (320, 640, 1600)  # px; few, so that few are made
 SEEN_EVERY_S = 0.2  # how often a run is looked at for whoever watches it
 BEAT_S = 15.0  # so that nothing between takes a quiet stream for a dead one
@@ -91,6 +93,7 @@ def make_app(service: Service) -> ASGIApp:
     _search_routes(app, service)
     _item_routes(app, service)
     _index_routes(app, service)
+    _feedback_routes(app, service)
     _server_routes(app, service, metrics)
     _page_routes(app)
     _complete_openapi(app)
@@ -257,6 +260,24 @@ def _index_routes(app: FastAPI, service: Service) -> None:
                 watching -= 1
 
         return StreamingResponse(events(), media_type="text/event-stream")
+
+
+def _feedback_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/api/feedback", response_model=shapes.FeedbackOut, tags=["feedback"])
+    async def feedback() -> Response:
+        """What people said of answers."""
+        kept = await service.reading.run(service.index.feedback)
+        shown = [{"query": query, "id": id, "match": match} for query, id, match in kept[:SHOWN_JUDGEMENTS]]
+        return Escaped({"kept": len(kept), "judgements": shown})
+
+    @app.post("/api/feedback", response_model=shapes.KeptOut, tags=["feedback"], openapi_extra=_body(shapes.FeedbackIn))
+    async def add_feedback(request: Request) -> Response:
+        """Keep what somebody says of answers, for the next training of heads; no answer changes by it now."""
+        asked = await _json_body(request, shapes.FeedbackIn, service)
+        kept = await service.reading.run(
+            lambda: service.index.add_feedback(asked.query, like=asked.like, unlike=asked.unlike, wait_s=WRITE_WAIT_S)
+        )
+        return Escaped({"kept": kept})
 
 
 def _server_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
@@ -505,7 +526,15 @@ def _complete_openapi(app: FastAPI) -> None:
         if app.openapi_schema is None:
             schema = plain()
             known = schema.setdefault("components", {}).setdefault("schemas", {})
-            for shape in (shapes.SearchIn, shapes.EncodeIn, shapes.IndexIn, shapes.IdsIn, shapes.TokenIn, Problem):
+            for shape in (
+                shapes.SearchIn,
+                shapes.EncodeIn,
+                shapes.IndexIn,
+                shapes.IdsIn,
+                shapes.FeedbackIn,
+                shapes.TokenIn,
+                Problem,
+            ):
                 described = shape.model_json_schema(ref_template="#/components/schemas/{model}")
                 known |= described.pop("$defs", {}) | {shape.__name__: described}
             for name in ("HTTPValidationError", "ValidationError"):

@@ -256,6 +256,35 @@ class IdsIn(Strict):
     ids: list[Id] = Field(min_length=1, max_length=1_000)
 
 
+class FeedbackIn(Strict):
+    """What somebody says of answers to some words, to be learned from."""
+
+    query: str = Field(min_length=1, max_length=MOST_LETTERS, examples=["red boots"])
+    like: list[Id] = Field([], max_length=1_000, description="Items that answer the words.")
+    unlike: list[Id] = Field([], max_length=1_000, description="Items that do not.")
+
+
+class JudgementOut(BaseModel):
+    """Whether an item answers some words."""
+
+    query: str = Field(examples=["red boots"])
+    id: str = Field(examples=["mm-15"])
+    match: bool
+
+
+class FeedbackOut(BaseModel):
+    """What was kept; heads that are trained on this index learn from it."""
+
+    kept: int = Field(examples=[2], description="How many there are; more than are listed, where they are many.")
+    judgements: list[JudgementOut] = Field(description="The first thousand.")
+
+
+class KeptOut(BaseModel):
+    """How many judgements were kept."""
+
+    kept: int = Field(examples=[2])
+
+
 class TokenIn(Strict):
     """The token that the server printed when it started."""
 

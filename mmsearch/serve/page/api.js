@@ -30,6 +30,7 @@ export const item = (id) => read(`/api/items/${encodeURIComponent(id)}`);
 export const logIn = (token) => call('/api/session', asJson({ token }));
 export const encodePicture = (blob) =>
   read('/api/encode', { method: 'POST', headers: { 'content-type': blob.type || 'application/octet-stream' }, body: blob });
+export const keepFeedback = (query, like, unlike) => read('/api/feedback', asJson({ query, like, unlike }));
 export const zip = async (ids) => (await call('/api/zip', asJson({ ids }))).blob();
 
 export const indexState = () => read('/api/index');

@@ -2,6 +2,7 @@
 
 import * as api from './api.js';
 import { byId, download, h, icon, nameOf } from './dom.js';
+import { keepButton } from './feedback.js';
 import { Grid } from './grid.js';
 import { Panel } from './panel.js';
 import { FILTERS, asks, fromAddress, sameSearch, toAddress } from './state.js';
@@ -83,7 +84,8 @@ function renderChips() {
     ...state.vectors.map((vector) => chip(t('pictureChip'),
       previews.has(vector) ? h('img', { src: previews.get(vector), alt: '' }) : icon('picture'),
       () => go({ vectors: state.vectors.filter((other) => other !== vector) }))),
-    ...items('like', 'likeChip'), ...items('unlike', 'unlikeChip'));
+    ...items('like', 'likeChip'), ...items('unlike', 'unlikeChip'),
+    ...[keepButton(state, (text) => { byId('count').textContent = text; }, failed)].filter(Boolean));
   for (const id of [...state.like, ...state.unlike]) {
     if (!known.has(id)) {
       known.set(id, { id });
