@@ -146,6 +146,7 @@ class _Gathering:
         names, groups, splits = list[str](), list[str](), list[str | None]()
         matched: dict[tuple[int, int], float] = {}
         unmatched: dict[tuple[int, int], None] = {}
+        joined = Joined()
         for pair, text in zip(waiting, said, strict=True):
             path = str(pair.image)
             content = pair.content or by_path.get(path)
@@ -158,8 +159,10 @@ class _Gathering:
             if content not in pictures:
                 pictures[content] = len(pictures)
                 names.append(path)
-                groups.append(pair.group or content)
+                groups.append(content)
                 splits.append(pair.split)
+            if pair.group is not None:  # pictures of one group, and all groups of one picture, are on one side
+                joined.join(content, f"group {pair.group}")
             place = (pictures[content], texts.setdefault(text, len(texts)))
             if pair.match:
                 matched[place] = matched.get(place, 0.0) + pair.weight
@@ -168,6 +171,7 @@ class _Gathering:
         if not matched:
             reason = f"; the first: {skipped[0].table}: {skipped[0].reason}" if skipped else ""
             raise TrainingError(f"No pair of a picture and a text can be used{reason}.")
+        groups = [joined.of(content) for content in groups]
         both = unmatched.keys() & matched.keys()  # contradictions teach nothing
         return Gathered(
             rows(*_stacked([self._known["image"][key] for key in pictures])),
@@ -262,6 +266,26 @@ class _Gathering:
         # In half precision, as they are read again the next time: the same pairs give the same heads
         self._known[kind] |= {key: (_half(row.vector), _half(row.learns_from)) for key, row in usable.items()}
         self._encoded += len(usable) if kind == "image" else 0
+
+
+class Joined:
+    """Names that belong together, directly or through others (union-find, Tarjan 1975)."""
+
+    def __init__(self) -> None:
+        self._above: dict[str, str] = {}
+
+    def of(self, name: str) -> str:
+        """The one name that stands for all that it belongs with."""
+        while (above := self._above.get(name, name)) != name:
+            self._above[name] = self._above.get(above, above)
+            name = above
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        """These belong together."""
+        first, second = sorted((self.of(one), self.of(other)))
+        self._above[second] = first
+        self._above.setdefault(first, first)
 
 
 def pairs_of_index(store: Store) -> Iterator[Pair]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from mmsearch.present import table
-from tests.benchmarks import bundle_memory, crossover, indexing, queries, rerun, serving, vector_search
+from tests.benchmarks import bundle_memory, crossover, heads, indexing, queries, rerun, serving, vector_search
 from tests.benchmarks.measure import machine
 
 ALL = {
@@ -19,6 +19,7 @@ ALL = {
     "bundle": bundle_memory.rows,
     "vectors": vector_search.rows,
     "crossover": crossover.rows,
+    "heads": heads.rows,
 }
 
 
