@@ -43,6 +43,7 @@ from mmsearch.store.writer import Writer
 
 if TYPE_CHECKING:
     from mmsearch.measuring import Accuracy, Evaluation
+    from mmsearch.preparing import Prepared, PrepareOptions
     from mmsearch.sources.pairs import PairColumns
     from mmsearch.train.residual import Epoch, HeadSettings
     from mmsearch.training import HeadsReport
@@ -569,6 +570,29 @@ class Index:
         with self._there().read() as reader:
             chosen = self._chosen(reader, heads)
         return measuring.classify_folder(self._loaded(), folder, self._there(), chosen)
+
+    def prepare_pairs(
+        self,
+        *pairs: str | os.PathLike[str],
+        columns: "PairColumns | None" = None,
+        options: "PrepareOptions | None" = None,
+        wait_s: float | None = 0.0,
+    ) -> "Prepared":
+        """Pairs cleaned, normalised and split (mmsearch.preparing); what is encoded for it is kept for the training.
+
+        Raises SourceError, TrainingError where no pair is left.
+        """
+        from mmsearch import preparing
+        from mmsearch.sources.pairs import PairColumns, read_pairs
+
+        every = chain(*(read_pairs(source, columns or PairColumns()) for source in pairs))
+        return preparing.prepare(
+            every,
+            self._loaded,
+            options or preparing.PrepareOptions(),
+            self._there(),
+            lambda kind, rows: self._keep_encoded(kind, rows, wait_s),
+        )
 
     def _chosen(self, reader: Reader, name: str | None) -> TrainedHeads | None:
         if name is None:

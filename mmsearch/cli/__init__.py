@@ -16,7 +16,7 @@ from mmsearch.cli.measuring import evaluate_command
 from mmsearch.cli.printing import fail
 from mmsearch.cli.searching import lookup_command, search_command
 from mmsearch.cli.serving import serve_command
-from mmsearch.cli.training import feedback_group, heads_group, train_group
+from mmsearch.cli.training import feedback_group, heads_group, pairs_group, train_group
 from mmsearch.errors import Error, UsageError
 
 COMMANDS = (
@@ -30,6 +30,7 @@ COMMANDS = (
     remove_command,
     serve_command,
     models_command,
+    pairs_group,
     train_group,
     heads_group,
     feedback_group,

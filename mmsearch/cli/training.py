@@ -16,6 +16,7 @@ from mmsearch.locations import index_folder
 from mmsearch.present import printable, table
 
 if TYPE_CHECKING:
+    from mmsearch.preparing import Prepared
     from mmsearch.train.residual import Epoch
     from mmsearch.training import HeadsReport
 
@@ -252,3 +253,79 @@ def feedback_list_command(index_name: str) -> None:
             (printable(words), "yes" if match else "no", printable(item)) for words, item, match in index.feedback()
         ]
     click.echo(table(("query", "match", "item"), rows, right=()))
+
+
+@click.group(name="pairs")
+def pairs_group() -> None:
+    """Check pairs, and make them fit to learn from."""
+
+
+def _prepare_options(command: Command) -> Command:
+    """What both commands on pairs take."""
+    for option in (
+        click.option("--seed", default=0, show_default=True, help="Another split."),
+        click.option("--strip-accents", is_flag=True, help="Take accents off the captions."),
+        click.option("--lower", is_flag=True, help="Captions in lower case."),
+        click.option("--held-out", default=0.1, show_default=True, help="The share of groups that is for testing."),
+        index_option,
+        click.argument("pairs", metavar="PAIRS...", nargs=-1, required=True, type=click.Path()),
+        columns_options,
+    ):
+        command = option(command)
+    return command
+
+
+def _prepared(pairs: tuple[str, ...], index_name: str, options: dict[str, Any]) -> "Prepared":
+    from mmsearch.preparing import PrepareOptions
+
+    columns = columns_of(options)
+    with Index(index_folder(index_name), notify=note) as index:
+        return index.prepare_pairs(*pairs, columns=columns, options=PrepareOptions(**options))
+
+
+def _print_prepared(prepared: "Prepared") -> None:
+    click.echo(table(("", ""), [(name, f"{count:,}") for name, count in prepared.counts.items()], right=(1,)))
+    if prepared.reasons:
+        rows = [(f"{count:,}", reason) for reason, count in prepared.reasons.items()]
+        click.echo(table(("left out", "why"), rows[:20], right=(0,)))
+    if prepared.alike:
+        note(f"{len(prepared.alike):,} pictures are nearly the same as another; they stay on one side of the split")
+    for text, count in prepared.often[:3]:
+        note(f"{count:,} pairs have the caption '{text}', which tells few pictures apart")
+
+
+@pairs_group.command(name="check")
+@_prepare_options
+def pairs_check_command(pairs: tuple[str, ...], index_name: str, **options: Any) -> None:
+    """Say what is wrong with pairs, and write nothing.
+
+    \b
+    Example:
+      mmsearch pairs check products.csv -i products
+    """
+    _print_prepared(_prepared(pairs, index_name, options))
+
+
+@pairs_group.command(name="prepare")
+@_prepare_options
+@click.option(
+    "--into", metavar="FOLDER", required=True, type=click.Path(file_okay=False), help="A folder for the files."
+)
+def pairs_prepare_command(pairs: tuple[str, ...], index_name: str, into: str, **options: Any) -> None:
+    """Write cleaned pairs with a split, a manifest and a report page; the same input gives the same files.
+
+    Left out are broken pictures, empty, over-long and boilerplate captions, repetitions, and what leaks from a test
+    into the training. Pictures of one group, and nearly the same ones, stay on one side. No file of yours is changed.
+
+    \b
+    Example:
+      mmsearch pairs prepare products.csv -i products --into prepared
+      mmsearch train heads prepared/pairs.csv -i products
+    """
+    from mmsearch.cli.printing import thumbnails_of
+    from mmsearch.preparing import write
+
+    prepared = _prepared(pairs, index_name, options)
+    for path in write(prepared, into, lambda paths: thumbnails_of(paths, 264)):
+        note(f"Wrote {path}")
+    _print_prepared(prepared)

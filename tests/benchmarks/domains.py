@@ -3,10 +3,11 @@
     symbols   glyphs of signs, arrows, dingbats; learned from four families of fonts, tested on DejaVu Sans
     icons     freedesktop icons of Breeze and Oxygen; learned from most names, tested on the others
 
-Neither fonts nor these themes are among what the recipe of `lite` learns from. Of symbols, a style is held out: the names
-of the test are those of the training, drawn by another hand. Of icons, names are: those of the test, and every drawing
-that one of them shares with another, are nowhere in the training. What is general is asked of Tux Paint's stamps, which are
-held out from `lite` (recipes/lite/held_out.py). Debian packages are fetched by name and unpacked, never installed.
+Neither fonts nor these themes are among what the recipe of `lite` learns from. Of symbols, a style is held out: the
+names of the test are those of the training, drawn by another hand. Of icons, names are: those of the test, and every
+drawing that one of them shares with another, are nowhere in the training. What is general is asked of Tux Paint's
+stamps, which are held out from `lite` (recipes/lite/held_out.py). Debian packages are fetched by name and unpacked,
+never installed.
 """
 
 import csv

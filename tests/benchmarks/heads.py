@@ -18,7 +18,7 @@ from mmsearch.store.metadata import Store
 from mmsearch.store.records import KINDS
 from tests.benchmarks import domains
 from tests.benchmarks.crossmodal import Workload
-from tests.benchmarks.filled import Known, fill
+from tests.benchmarks.filled import Known, fill_with
 from tests.benchmarks.measure import Row
 
 DRAWN = {"symbols": domains.symbols, "icons": domains.icons}
@@ -75,13 +75,14 @@ def learned(folder: Path, names: tuple[str, ...]) -> Iterator[Row]:
 def moved(folder: Path, count: int) -> Iterator[Row]:
     """The time that an index of `count` x 512 takes to other heads, and back."""
     workload = Workload(count)
-    fill(folder / "moved", workload)
+    fill_with(folder / "moved", workload)
     random = np.random.default_rng(0)
     dim = 512
     weights = {f"image.{name}": random.standard_normal(shape).astype(np.float32) / 100 for name, shape in _MLP.items()}
     heads = TrainedHeads.of("new", weights)
     store = Store(folder / "moved")
     with store.write() as writer, writer.transaction():
+        writer.connection.execute("UPDATE vectors SET feature = vector")  # as wide as those of CLIP
         writer.put_heads(heads.name, heads.hash, heads.to_bytes(), "{}")
     with store.write() as writer:
         started = time.perf_counter()
@@ -90,7 +91,7 @@ def moved(folder: Path, count: int) -> Iterator[Row]:
         projected = time.perf_counter() - started
         with writer.transaction():
             writer.use_heads(None, None)
-    encoder = Known(workload.queries("text", 300), workload.queries("image", 300))
+    encoder = Known(workload.text_queries(300)[0], workload.image_queries(300))
     with Index(folder / "moved", encoder=encoder) as index:
         for kind in KINDS:
             with store.write() as writer:
