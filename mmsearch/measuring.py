@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,10 +31,8 @@ from mmsearch.evaluate import (
 from mmsearch.sources.pairs import GUESSED, Pair, PairColumns, classes_of, read_pairs
 from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
+from mmsearch.train.rows import Rows
 from mmsearch.training import HELD_OUT, Gathered, gather
-
-if TYPE_CHECKING:
-    from mmsearch.train.residual import Rows
 
 DIRECTIONS = ("text to image", "image to text")
 PAIRS_MOST = 60_000  # different pictures or texts; their table of scores is kept a part at a time
@@ -267,7 +264,7 @@ def classify_folder(
 
 def zero_shot(
     name: str,
-    pictures: "Rows",
+    pictures: Rows,
     classes: Sequence[str],
     encoder: Callable[[], Encoder],
     heads: TrainedHeads | None,

@@ -28,9 +28,10 @@ from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
 from mmsearch.store.reader import Raw
 from mmsearch.store.records import Kind
+from mmsearch.train.rows import Rows, Taught, table_of
 
 if TYPE_CHECKING:
-    from mmsearch.train.residual import Epoch, HeadSettings, Rows, Taught
+    from mmsearch.train.residual import Epoch, HeadSettings
 
 T = TypeVar("T")
 Keep = Callable[[Kind, Mapping[str, tuple[FloatArray, FloatArray | None]]], None]
@@ -77,8 +78,8 @@ class HeadsReport:
 class Gathered:
     """Pairs by their places among pictures and texts, with what an index keeps of these."""
 
-    pictures: "Rows"
-    texts: "Rows"
+    pictures: Rows
+    texts: Rows
     said: list[str]  # (texts,)
     names: list[str]  # (pictures,) a path, or where it came from
     groups: list[str]  # (pictures,)
@@ -112,8 +113,6 @@ class _Gathering:
         self._encoded = 0
 
     def run(self, pairs: Iterable[Pair | BadRow]) -> Gathered:
-        from mmsearch.train.residual import Rows
-
         waiting: list[Pair] = []  # those with a path, or with a content hash
         skipped: list[BadRow] = []
         for part in _parts(pairs, PICTURES_AT_ONCE * 4):
@@ -131,7 +130,7 @@ class _Gathering:
         by_path = self._contents_of_paths(list(dict.fromkeys(str(one.image) for one in waiting if one.content is None)))
         said = [_clean(pair.text) for pair in waiting]
         self._texts(list(dict.fromkeys(text for text in said if text)))
-        return self._arranged(waiting, said, by_path, skipped, Rows)
+        return self._arranged(waiting, said, by_path, skipped)
 
     def _arranged(
         self,
@@ -139,7 +138,6 @@ class _Gathering:
         said: Sequence[str],
         by_path: Mapping[str, str],
         skipped: list[BadRow],
-        rows: "type[Rows]",
     ) -> Gathered:
         pictures: dict[str, int] = {}
         texts: dict[str, int] = {}
@@ -174,8 +172,8 @@ class _Gathering:
         groups = [joined.of(content) for content in groups]
         both = unmatched.keys() & matched.keys()  # contradictions teach nothing
         return Gathered(
-            rows(*_stacked([self._known["image"][key] for key in pictures])),
-            rows(*_stacked([self._known["text"][key] for key in texts])),
+            Rows(*_stacked([self._known["image"][key] for key in pictures])),
+            Rows(*_stacked([self._known["text"][key] for key in texts])),
             list(texts),
             names,
             groups,
@@ -313,7 +311,7 @@ def pairs_of_feedback(store: Store) -> Iterator[Pair]:
             yield Pair(items[one.item]["path"] or where, one.query, where, match=one.match, content=content)
 
 
-def split(gathered: Gathered, held_out: float, seed: int) -> "tuple[Taught, Taught, Taught]":
+def split(gathered: Gathered, held_out: float, seed: int) -> tuple[Taught, Taught, Taught]:
     """What is learned from, what chooses, and what is reported; a group is in one of them whole.
 
     The same groups fall on the same side whatever else is there: by a hash of the group and the seed. Where the pairs
@@ -329,9 +327,7 @@ def split(gathered: Gathered, held_out: float, seed: int) -> "tuple[Taught, Taug
     return tuple(_taught(gathered, [place for place in range(len(side)) if side[place] == part]) for part in range(3))  # type: ignore[return-value]
 
 
-def _taught(gathered: Gathered, pictures: Sequence[int]) -> "Taught":
-    from mmsearch.train.residual import Taught
-
+def _taught(gathered: Gathered, pictures: Sequence[int]) -> Taught:
     among = {*pictures}
     chosen = [one for one in gathered.matched if one[0] in among]
     wrong = [one for one in gathered.unmatched if one[0] in among]
@@ -352,7 +348,7 @@ def teach(
     tell: "Callable[[Epoch], None]",
 ) -> tuple[TrainedHeads | None, HeadsReport]:
     """New heads with what they are worth; None where nothing could be learned. Nothing is written."""
-    from mmsearch.train.residual import fit, held_out_recall, table_of
+    from mmsearch.train.residual import fit, held_out_recall
 
     started = time.monotonic()
     learns, chooses, reports = split(gathered, settings.held_out, settings.seed)
@@ -452,7 +448,7 @@ def _report(
     )
 
 
-def _too_few(gathered: Gathered, learns: "Taught") -> str | None:
+def _too_few(gathered: Gathered, learns: Taught) -> str | None:
     """Why nothing can be learned from these pairs, as a decision; None where something can."""
     if len(np.unique(learns.texts)) < 2:
         if len(gathered.said) < 2:
@@ -465,10 +461,8 @@ def _too_few(gathered: Gathered, learns: "Taught") -> str | None:
     return None
 
 
-def _pictures_beside(store: Store, gathered: Gathered) -> "Rows":
+def _pictures_beside(store: Store, gathered: Gathered) -> Rows:
     """Pictures of the index that no pair names, at even distances."""
-    from mmsearch.train.residual import Rows
-
     taught = {row.tobytes() for row in gathered.pictures.vectors.astype(np.float16)}
     with store.read() as reader:
         items = reader.items_of_kind("image")
@@ -483,9 +477,7 @@ def _pictures_beside(store: Store, gathered: Gathered) -> "Rows":
     return Rows(*_stacked(left))
 
 
-def _rows(embedded: Sequence[Embedded]) -> "Rows":
-    from mmsearch.train.residual import Rows
-
+def _rows(embedded: Sequence[Embedded]) -> Rows:
     good = [row for row in embedded if row.usable]
     return Rows(np.stack([row.vector for row in good]), np.stack([row.learns_from for row in good]))
 

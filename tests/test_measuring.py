@@ -14,7 +14,8 @@ from mmsearch.errors import SourceError, TrainingError, UsageError
 from mmsearch.evaluate import difference, measured, paired_p, reciprocal_rank
 from mmsearch.index import Index
 from mmsearch.measuring import Evaluation, evaluate_model, evaluation
-from mmsearch.train.residual import HeadSettings, Rows
+from mmsearch.train.residual import HeadSettings
+from mmsearch.train.rows import Rows
 from mmsearch.training import Gathered
 from tests.colours import COLOURS, ColourEncoder, swatch
 from tests.dialect import DialectEncoder, draw

@@ -8,7 +8,7 @@ was learned: 0 is the old model to the last bit, 1 the new one.
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +21,7 @@ from mmsearch.errors import TrainingError, UsageError
 from mmsearch.evaluate import best_ranks, recall_at_k, reciprocal_rank
 from mmsearch.train.losses import LABEL_LOSSES, LOSSES, TEMPERED
 from mmsearch.train.optimizers import OPTIMIZERS, SCHEDULES, optimizer, schedule
+from mmsearch.train.rows import Rows, Taught, table_of
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -108,41 +109,6 @@ class HeadSettings:
                 kind = {str: "text", int: "a whole number", float: "a number"}[wanted]
                 raise UsageError(f"{name} is {kind}, not {value!r}.")
         return cls(**given)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Pictures or texts as an index keeps them: vectors (n, dim) by the model's own head, features (n, features)."""
-
-    vectors: FloatArray
-    features: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.vectors)
-
-    def first(self, count: int) -> "Rows":
-        """So many of them at most."""
-        return Rows(self.vectors[:count], self.features[:count])
-
-    def of(self, places: IntArray) -> "Rows":
-        """Some of them."""
-        return Rows(self.vectors[places], self.features[places])
-
-
-@dataclass(frozen=True)
-class Taught:
-    """Pairs by their places among pictures and texts.
-
-    pictures, texts, weights: (n,). unmatched: (m, 2) pairs of places that are said not to belong together.
-    """
-
-    pictures: IntArray
-    texts: IntArray
-    weights: FloatArray
-    unmatched: IntArray = field(default_factory=lambda: np.empty((0, 2), np.int64))
-
-    def __len__(self) -> int:
-        return len(self.pictures)
 
 
 @dataclass(frozen=True)
@@ -376,15 +342,6 @@ def _recall(heads: Heads, pictures: Rows, texts: Rows, asked: Taught, share: flo
     scores = heads.made("text", texts.of(said), share) @ heads.made("image", pictures.of(shown), share).T
     ranks = best_ranks(scores, right)
     return recall_at_k(ranks, 10), reciprocal_rank(ranks)
-
-
-def table_of(pairs: Taught) -> tuple[IntArray, IntArray, BoolArray]:
-    """The different pictures (p,) and texts (t,) of some pairs, and which belong together, (t, p)."""
-    shown, picture_at = np.unique(pairs.pictures, return_inverse=True)
-    said, text_at = np.unique(pairs.texts, return_inverse=True)
-    right = np.zeros((len(said), len(shown)), bool)
-    right[text_at, picture_at] = True
-    return shown, said, right
 
 
 def _tensors(rows: Rows) -> tuple[Tensor, Tensor]:
