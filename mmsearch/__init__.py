@@ -15,6 +15,7 @@ from mmsearch.errors import Error
 from mmsearch.index import Index, Status
 from mmsearch.ingest import IngestOptions, Progress, Report
 from mmsearch.items import Item
+from mmsearch.map import Map
 from mmsearch.query import Query
 from mmsearch.search import Hit
 
@@ -27,6 +28,7 @@ __all__ = [
     "Index",
     "IngestOptions",
     "Item",
+    "Map",
     "Progress",
     "Query",
     "Report",

@@ -30,6 +30,7 @@ from mmsearch.errors import Error, QueryError, ServerError, UsageError
 from mmsearch.index import Status
 from mmsearch.ingest import Progress, Report
 from mmsearch.items import Item
+from mmsearch.map import Map
 from mmsearch.media import Decoded
 from mmsearch.query import Asked, Picture, Query, Term, picture
 from mmsearch.search import Hit
@@ -38,6 +39,7 @@ from mmsearch.store.records import FileRow, Kind
 PAGE = 500  # hits; the most that the server gives at once
 TEXTS_AT_ONCE = 64
 TIMEOUT_S = 60.0
+MAP_SEEN_EVERY_S = 0.3
 
 
 class Client:
@@ -154,6 +156,19 @@ class Client:
         """As Index.feedback; of many the first thousand."""
         return [(one["query"], one["id"], one["match"]) for one in self._get("/api/feedback")["judgements"]]
 
+    def map(self, *, progress: Callable[[float], None] = lambda share: None) -> Map:
+        """As Index.map, made by the server; points are exact to a 65,535th of the map."""
+        state = self._ask("POST", "/api/map")
+        while state["state"] == "running":
+            progress(state["progress"])
+            time.sleep(MAP_SEEN_EVERY_S)
+            state = self._get("/api/map")
+        if state["error"] is not None:
+            raise Error(state["error"])
+        content = self._answer("GET", "/api/map/points").content
+        progress(1.0)
+        return _map(content, is_current=state["is_current"])
+
     def add(
         self, *sources: str | os.PathLike[str], progress: Callable[[Progress], None] = lambda progress: None
     ) -> Report:
@@ -213,13 +228,16 @@ class Client:
         )
 
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        said: dict[str, Any] = self._answer(method, path, **options).json()
+        return said
+
+    def _answer(self, method: str, path: str, **options: Any) -> Any:
         try:
             answer = self._http.request(method, path, **options)
         except self._failures as error:
             raise self._unreachable(error) from error
         if answer.is_success:
-            said: dict[str, Any] = answer.json()
-            return said
+            return answer
         raise _error(answer)
 
     def _unreachable(self, error: Exception) -> ServerError:
@@ -268,6 +286,15 @@ def _file(shown: Picture) -> bytes:
 
 def _hit(said: Mapping[str, Any]) -> Hit:
     return Hit(**{**said, "score": float("nan") if said["score"] is None else said["score"]})
+
+
+def _map(content: bytes, *, is_current: bool) -> Map:
+    """Points as /api/map/points has them."""
+    count = len(content) // 9
+    items = np.frombuffer(content, "<u4", count).astype(np.int64)
+    x, y = np.frombuffer(content, "<u2", 2 * count, 4 * count).reshape(2, count)
+    is_text = np.frombuffer(content, "u1", count, 8 * count).astype(bool)
+    return Map(items, is_text, np.stack([x, y], axis=1).astype(np.float32) / np.float32(65535), is_current)
 
 
 def _report(run: Mapping[str, Any]) -> Report:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from mmsearch import map as maps
 from mmsearch import media, search
 from mmsearch.batching import TextBatcher
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, decoded_for, embed_pixels, embed_texts, encodable
@@ -31,6 +32,7 @@ from mmsearch.everyday import everyday_queries
 from mmsearch.ingest import IngestOptions, Progress, Report, ingest, picture_item
 from mmsearch.items import Item, item
 from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, described
+from mmsearch.map import Map
 from mmsearch.query import Asked, Picture, Query, picture
 from mmsearch.search import Filters, Hit
 from mmsearch.store import queries
@@ -369,6 +371,20 @@ class Index:
                 roots=tuple(root.path for root in roots),
                 skipped=tuple(reader.skipped()),
             )
+
+    def map(self, *, progress: Callable[[float], None] = lambda share: None) -> Map:
+        """Every picture and passage as a point of a plane, near to what it is like; see mmsearch.map.
+
+        Made at the first call, kept in the index's folder, and brought up to date as the index changes. progress: takes
+        the share that is done; what it raises ends the work.
+        """
+        with self._there().read() as reader:
+            return maps.bring_up_to_date(reader, progress)
+
+    def kept_map(self) -> Map | None:
+        """The map as it was last made, at once; None where there is none yet."""
+        with self._there().read() as reader:
+            return maps.kept(reader)
 
     @property
     def texts_encoded(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+pytest_plugins = ["tests.chromium"]
 
 # Nothing here may look for a network; every model that a test uses is made or shipped
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -120,6 +120,17 @@ def test_what_people_say_is_kept(index: Index) -> None:
         index.add_feedback("red", like=["not there"])
 
 
+def test_the_map(index: Index) -> None:
+    shares: list[float] = []
+    map_ = index.map(progress=shares.append)
+    status = index.status()
+    assert len(map_) == status.images + status.passages and map_.is_current and shares[-1] == 1.0
+    assert {index.item(id).kind == "text" for id in np.array(map_.ids)[map_.is_text]} == {True}
+    assert map_.points.shape == (len(map_), 2) and map_.points.min() >= 0 and map_.points.max() <= 1
+    again = index.map()
+    assert np.array_equal(again.points, map_.points)
+
+
 def test_status(index: Index, folder: Path) -> None:
     status = index.status()
     assert (status.images, status.passages, status.captions, status.model) == (19, 1, 1, "colours")

@@ -1,11 +1,9 @@
 """The page, in a real browser: searched, refined, filtered, by mouse and by keys, and attacked by what it shows."""
 
 import json
-import shutil
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,14 +12,11 @@ import pytest
 
 from mmsearch import Index
 from mmsearch.serve.settings import Settings
+from tests.chromium import check_accessibility, needs_chromium
 from tests.colours import COLOURS, ColourEncoder, swatch
 from tests.served import Served, serving
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
 EACH = 40
 
@@ -45,38 +40,6 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         index.add(folder)
         with serving(index, Settings(port=0, allowed=(str(folder),))) as served:
             yield served
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu"]  # CI runs as root
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Any]:
-    """Open an address; whatever the page complains about by then is an error of the test."""
-    with ExitStack() as contexts:
-        complaints: list[str] = []
-
-        def open_(url: str, **options: Any) -> Any:
-            context = browser.new_context(accept_downloads=True, **options)
-            contexts.callback(context.close)
-            page = context.new_page()
-            page.set_default_timeout(45_000)  # a loaded machine takes its time
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-            page.complaints = complaints
-            page.goto(url)
-            return page
-
-        yield open_
-        assert complaints == []
 
 
 def search(page: Any, words: str) -> None:
@@ -380,8 +343,6 @@ def test_a_server_that_others_reach_asks_for_its_token(open_page: Any, tmp_path:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious(open_page: Any, served: Served, scheme: str, width: int) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     page = open_page(
         f"{served.url}/?q=red+wall&kind=image",
         color_scheme=scheme,
@@ -390,22 +351,17 @@ def test_axe_finds_nothing_serious(open_page: Any, served: Served, scheme: str, 
     )
     page.locator(".tile").first.wait_for()
 
-    def check() -> None:
-        found = Axe().run(page).response["violations"]
-        serious = [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")]
-        assert serious == []
-
     page.wait_for_timeout(300)
-    check()
+    check_accessibility(page)
     page.locator(".open").first.click()
     page.get_by_text("Facts").wait_for()
-    check()
+    check_accessibility(page)
     page.keyboard.press("Escape")
     page.get_by_role("button", name="What is indexed").click()
     page.get_by_text("skipped").first.click()
-    check()
+    check_accessibility(page)
     page.get_by_role("button", name="Close").click()
     page.goto(served.url)
     page.get_by_role("heading", name="What are you looking for?").wait_for()
-    check()
+    check_accessibility(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -163,6 +164,39 @@ def test_an_item_is_known_by_its_id_whatever_is_in_it(served: Served, folder: Pa
     assert served.http.get("/api/items/mm-999999").status_code == 404
 
 
+def test_several_items_are_known_at_once_in_the_order_that_they_were_asked_for(served: Served) -> None:
+    ids = [hit["id"] for hit in search(served, q="red", k=3)][::-1]
+    items = served.http.post("/api/items", json={"ids": [*ids, ids[0]]}).json()["items"]
+    assert [item["id"] for item in items] == [*ids, ids[0]]
+    assert items[0] == served.http.get(f"/api/items/{quote(ids[0], safe='')}").json()
+    assert served.http.post("/api/items", json={"ids": ["mm-999"]}).status_code == 404
+
+
+def test_the_map_is_made_once_and_brought_up_to_date_when_the_index_changes(tmp_path: Path) -> None:
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        assert served.http.get("/api/map").json()["points"] is None
+        assert served.http.get("/api/map/points").status_code == 404
+        index.add_images([swatch(name, seed) for name in COLOURS for seed in range(5)])
+        index.add_texts(["red"])
+        state = made_map(served)
+        assert (state["points"], state["is_current"], state["error"]) == (31, True, None)
+        points = served.http.get("/api/map/points")
+        assert len(points.content) == 31 * 9 and points.content[-31:].count(1) == 1
+        held = {"if-none-match": points.headers["etag"]}
+        assert served.http.get("/api/map/points", headers=held).status_code == 304
+        index.add_texts(["blue"])
+        assert served.http.get("/api/map").json()["is_current"] is False
+        assert made_map(served)["points"] == 32
+        assert served.http.get("/api/map/points", headers=held).status_code == 200
+
+
+def made_map(served: Served) -> dict[str, Any]:
+    assert served.http.post("/api/map").status_code == 202
+    while (state := served.http.get("/api/map").json())["state"] == "running":
+        time.sleep(0.05)
+    return dict(state)
+
+
 def test_a_thumbnail_is_made_once_and_kept_with_the_index(served: Served) -> None:
     hit = search(served, q="blue", kind="image", k=1)[0]
     first = served.http.get(f"/api/items/{hit['id']}/thumbnail")
@@ -301,6 +335,10 @@ def test_openapi_names_every_route_and_its_errors(served: Served) -> None:
         "/api/search",
         "/api/lookup",
         "/api/encode",
+        "/api/items",
+        "/api/feedback",
+        "/api/map",
+        "/api/map/points",
         "/api/items/{id}",
         "/api/items/{id}/thumbnail",
         "/api/items/{id}/file",

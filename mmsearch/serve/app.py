@@ -94,6 +94,7 @@ def make_app(service: Service) -> ASGIApp:
     _item_routes(app, service)
     _index_routes(app, service)
     _feedback_routes(app, service)
+    _map_routes(app, service)
     _server_routes(app, service, metrics)
     _page_routes(app)
     _complete_openapi(app)
@@ -189,6 +190,14 @@ def _item_routes(app: FastAPI, service: Service) -> None:
         """All that is known about an item."""
         return Escaped(_item_object(await found(id)))
 
+    @app.post("/api/items", response_model=shapes.ItemsOut, tags=["items"], openapi_extra=_body(shapes.IdsIn))
+    async def items(request: Request) -> Response:
+        """All that is known about several items, in the order of their ids."""
+        asked = await _json_body(request, shapes.IdsIn, service)
+        return Escaped(
+            {"items": await service.reading.run(lambda: [_item_object(service.index.item(id)) for id in asked.ids])}
+        )
+
     @app.post(
         "/api/zip",
         tags=["items"],
@@ -278,6 +287,43 @@ def _feedback_routes(app: FastAPI, service: Service) -> None:
             lambda: service.index.add_feedback(asked.query, like=asked.like, unlike=asked.unlike, wait_s=WRITE_WAIT_S)
         )
         return Escaped({"kept": kept})
+
+
+def _map_routes(app: FastAPI, service: Service) -> None:
+    async def state() -> dict[str, Any]:
+        return await service.reading.run(service.maps.state)
+
+    @app.get("/api/map", response_model=shapes.MapOut, tags=["map"])
+    async def map_state() -> Response:
+        """Whether there is a map of the collection, whether it is up to date, and how far the work on it is."""
+        return Escaped(await state())
+
+    @app.post("/api/map", status_code=202, response_model=shapes.MapOut, tags=["map"])
+    async def make_map() -> Response:
+        """Make the map, or bring it up to date, in the background; nothing happens where it is."""
+        await service.reading.run(service.maps.start)
+        return Escaped(await state(), 202)
+
+    @app.get(
+        "/api/map/points",
+        tags=["map"],
+        response_class=Response,
+        responses={
+            200: {
+                "content": {"application/octet-stream": {}},
+                "description": "Of n items, little-endian, one after the other: n uint32, the number in an id like "
+                "mm-42; n uint16 x and n uint16 y, of which 65535 is the right and lower edge; n uint8, 1 for a text.",
+            },
+            304: {"description": "Unchanged."},
+        },
+    )
+    async def map_points(request: Request) -> Response:
+        """The map's points as they were made last."""
+        content, tag = await service.reading.run(service.maps.points)
+        headers = {"etag": f'"{tag}"', "cache-control": "no-cache"}
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type="application/octet-stream", headers=headers)
 
 
 def _server_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:

@@ -165,6 +165,12 @@ class ItemOut(BaseModel):
     file_is_there: bool | None = Field(description="Whether the file can be read now; null where there is none.")
 
 
+class ItemsOut(BaseModel):
+    """Items, one for each id."""
+
+    items: list[ItemOut]
+
+
 class EncodeIn(Strict):
     """Texts to be encoded."""
 
@@ -248,6 +254,16 @@ class IndexOut(BaseModel):
 
     allowed: list[str]
     run: RunOut | None
+
+
+class MapOut(BaseModel):
+    """The map of the collection."""
+
+    state: Literal["idle", "running", "failed"]
+    progress: float = Field(description="The share that is done, 0 to 1, while it is being made.", examples=[0.4])
+    error: str | None = Field(description="Why it could not be made.")
+    points: int | None = Field(description="Items on the map; null where none was made yet.", examples=[2368])
+    is_current: bool = Field(description="Whether it holds all that the index holds now.")
 
 
 class IdsIn(Strict):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mmsearch.store.paths import below, from_columns, to_columns
 from mmsearch.store.records import (
@@ -380,6 +381,16 @@ class Reader:
                 (*part, kind),
             )
         )
+
+    def placeable(self) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_]]:
+        """(vectors (n,), their items (n,), whether each is a text (n,)), by vector; of all that a hit can be."""
+        rows = self.connection.execute(
+            """SELECT v.id, v.item_id, v.kind = 'text' FROM vectors v CROSS JOIN items i ON i.id = v.item_id
+               WHERE i.caption_of IS NULL ORDER BY v.id"""
+        )
+        numbers = np.fromiter((number for row in rows for number in row), np.int64)
+        vectors, items, texts = numbers.reshape(-1, 3).T.copy()
+        return vectors, items, texts.astype(bool)
 
     def count_vectors(self, kind: Kind) -> int:
         """How many vectors of a kind there are."""

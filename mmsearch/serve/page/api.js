@@ -33,6 +33,11 @@ export const encodePicture = (blob) =>
 export const keepFeedback = (query, like, unlike) => read('/api/feedback', asJson({ query, like, unlike }));
 export const zip = async (ids) => (await call('/api/zip', asJson({ ids }))).blob();
 
+export const items = (ids) => read('/api/items', asJson({ ids }));
+export const map = () => read('/api/map');
+export const makeMap = () => read('/api/map', { method: 'POST' });
+export const mapPoints = () => call('/api/map/points');
+
 export const indexState = () => read('/api/index');
 export const startIndex = (folders) => read('/api/index', asJson({ folders }));
 export const cancelIndex = () => read('/api/index', { method: 'DELETE' });

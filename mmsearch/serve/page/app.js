@@ -4,6 +4,7 @@ import * as api from './api.js';
 import { byId, download, h, icon, nameOf } from './dom.js';
 import { keepButton } from './feedback.js';
 import { Grid } from './grid.js';
+import { MapView } from './map.js';
 import { Panel } from './panel.js';
 import { FILTERS, asks, fromAddress, sameSearch, toAddress } from './state.js';
 import { Viewer } from './viewer.js';
@@ -43,8 +44,17 @@ const viewer = new Viewer(byId('viewer'), {
   selected: (id) => selection.has(id),
   filter: (changes) => go({ ...changes, item: '' }),
 });
+const map = new MapView(byId('map'), {
+  open: (item) => go({ item }),
+  address: (item) => toAddress({ ...state, item }),
+  select: (items) => select(items),
+  selected: () => selection.keys(),
+  failed: (error) => failed(error),
+  fallback: () => panel.show().catch(failed),
+});
 const panel = new Panel(byId('panel'), () => {
   answered = null;
+  map.reload();
   render();
 });
 
@@ -53,6 +63,7 @@ const panel = new Panel(byId('panel'), () => {
 /** Change what is asked or shown; the address follows, so that the back button leads to what was before. */
 function go(changes, { replaces = false } = {}) {
   const next = { ...state, ...changes };
+  if (!('view' in changes) && !sameSearch(next, state)) next.view = ''; // what is found is shown as pictures
   if (toAddress(next) !== toAddress(state)) {
     history[replaces ? 'replaceState' : 'pushState'](null, '', toAddress(next));
   }
@@ -71,7 +82,8 @@ function render() {
   document.title = state.q ? `${state.q} · mmsearch` : 'mmsearch';
   renderChips();
   renderFilters();
-  if (!answered || !sameSearch(state, answered)) search();
+  renderView();
+  if (!state.view && (!answered || !sameSearch(state, answered))) search();
   renderViewer();
 }
 
@@ -101,11 +113,18 @@ function renderFilters() {
   byId('filter-count').hidden = !set.length;
 }
 
+function renderView() {
+  document.body.dataset.view = state.view;
+  byId('show-map').setAttribute('aria-pressed', String(state.view === 'map'));
+  map.show(state.view === 'map');
+}
+
 function renderViewer() {
   if (!state.item) {
     if (!viewer.isOpen) return;
     viewer.close();
-    grid.focus(focusAfter);
+    if (state.view === 'map') map.focus();
+    else grid.focus(focusAfter);
     return;
   }
   focusAfter = state.item;
@@ -190,7 +209,7 @@ async function loadPage() {
 async function loadWhatFits() {
   byId('end').replaceChildren();
   try {
-    while (cursor && byId('end').getBoundingClientRect().top < innerHeight + AHEAD) await loadMore();
+    while (cursor && !state.view && byId('end').getBoundingClientRect().top < innerHeight + AHEAD) await loadMore();
   } catch (error) {
     byId('end').replaceChildren(h('button', { type: 'button', class: 'button', onclick: loadWhatFits }, t('tryAgain')));
     failed(error);
@@ -298,7 +317,7 @@ function searchTyped(isDone) {
   clearTimeout(searchTyped.timer);
   const wasTyping = isTyping;
   isTyping = !isDone;
-  go({ q: box.value, item: '' }, { replaces: wasTyping });
+  go({ q: box.value, item: '', view: '' }, { replaces: wasTyping });
 }
 
 box.addEventListener('input', () => {
@@ -395,8 +414,18 @@ const offerFolders = (roots) => byId('folders').replaceChildren(...roots.map((ro
 
 function toggle(hit) {
   if (!selection.delete(hit.id)) selection.set(hit.id, hit);
-  grid.refreshSelection();
   viewer.refresh(hit);
+  showSelection();
+}
+
+function select(hits) {
+  for (const hit of hits) selection.set(hit.id, hit);
+  showSelection();
+}
+
+function showSelection() {
+  grid.refreshSelection();
+  map.refreshSelection();
   byId('selection').hidden = !selection.size;
   grid.container.classList.toggle('selecting', selection.size > 0);
   byId('selected').textContent = t('selected', { count: selection.size });
@@ -404,9 +433,7 @@ function toggle(hit) {
 
 function clearSelection() {
   selection.clear();
-  grid.refreshSelection();
-  grid.container.classList.remove('selecting');
-  byId('selection').hidden = true;
+  showSelection();
 }
 
 const lines = (values) => new Blob([values.map((value) => `${value}\n`).join('')], { type: 'text/plain' });
@@ -428,6 +455,7 @@ byId('save-zip').addEventListener('click', async (event) => {
 });
 byId('clear-selection').addEventListener('click', clearSelection);
 
+byId('show-map').addEventListener('click', () => go({ view: state.view === 'map' ? '' : 'map', item: '' }));
 byId('show-status').addEventListener('click', () => panel.show().catch(failed));
 byId('results').addEventListener('click', (event) => {
   const link = event.target.closest('.open');
@@ -455,7 +483,7 @@ addEventListener('keydown', (event) => {
     event.preventDefault();
     box.focus();
     box.select();
-  } else if (isArrow && grid.hits.length) {
+  } else if (isArrow && grid.hits.length && !state.view) {
     if (grid.move(event.key)) event.preventDefault();
     else if (event.key === 'ArrowDown' || event.key === 'ArrowRight') {
       event.preventDefault();
@@ -479,4 +507,4 @@ if (token) {
 }
 showFilters(FILTERS.some((key) => state[key]));
 render();
-if (!state.item && matchMedia('(pointer: fine)').matches) box.focus();
+if (!state.item && !state.view && matchMedia('(pointer: fine)').matches) box.focus();

@@ -1,6 +1,6 @@
 // What is asked, in the address: a link can be kept, back and forward work, a reload changes nothing.
 
-const SINGLE = ['q', 'kind', 'under', 'after', 'before', 'near', 'item'];
+const SINGLE = ['q', 'kind', 'under', 'after', 'before', 'near', 'view', 'item'];
 const MANY = { like: 'like', unlike: 'unlike', vectors: 'v' };
 export const FILTERS = ['kind', 'under', 'after', 'before', 'near'];
 
@@ -25,5 +25,6 @@ export function toAddress(state) {
 /** Whether anything is asked; filters alone find nothing. */
 export const asks = (state) => Boolean(state.q.trim() || state.like.length || state.unlike.length || state.vectors.length);
 
-/** Whether two states ask the same, whatever is shown large. */
-export const sameSearch = (one, other) => toAddress({ ...one, item: '' }) === toAddress({ ...other, item: '' });
+/** Whether two states ask the same, whatever is shown large and how it is looked at. */
+export const sameSearch = (one, other) => asked(one) === asked(other);
+const asked = (state) => toAddress({ ...state, item: '', view: '' });
