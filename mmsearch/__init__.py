@@ -9,6 +9,7 @@ What is listed here is promised; everything else may change.
 """
 
 from mmsearch.client import Client
+from mmsearch.duplicates import Copy, Group
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.catalog import load_encoder
 from mmsearch.errors import Error
@@ -22,8 +23,10 @@ from mmsearch.search import Hit
 __version__ = "0.1.0"
 __all__ = [
     "Client",
+    "Copy",
     "Encoder",
     "Error",
+    "Group",
     "Hit",
     "Index",
     "IngestOptions",

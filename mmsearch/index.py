@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from mmsearch import duplicates, media, search
 from mmsearch import map as maps
-from mmsearch import media, search
 from mmsearch.batching import TextBatcher
+from mmsearch.duplicates import Group
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, decoded_for, embed_pixels, embed_texts, encodable
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
 from mmsearch.encoders.heads import TrainedHeads
@@ -356,6 +357,27 @@ class Index:
         """The vector of a query, (dim,) float32 of length 1, in the space of the index. Raises as `search` does."""
         with self._asked(Query.of(query)) as (_, vector, _):
             return vector
+
+    def duplicates(
+        self,
+        *,
+        threshold: float = duplicates.THRESHOLD,
+        under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> list[Group]:
+        """Pictures that are one picture: copies to the byte, and the same resized, recompressed, recoloured or cut.
+
+        threshold: the least likeness of pixels, from above 0 to 1, that makes two pictures one; with 1 only copies to
+        the byte are given, and no file is read. Else files of pictures whose vectors are near are read again; where one
+        is gone, and for pictures from memory, only copies to the byte are known. progress: gets how many were read of
+        those; what it raises ends the work. Groups that take the most disk come first. Raises UsageError.
+        """
+        if not 0 < threshold <= 1:
+            raise UsageError(f"threshold is a likeness above 0, and 1 at the most, not {threshold:g}.")
+        with self._there().read() as reader:
+            pictures = reader.pictures(_folders(under))
+            vectors = {} if threshold == 1 else reader.vectors([row.item for row in pictures])
+        return duplicates.find(pictures, vectors, threshold, progress)
 
     def status(self) -> Status:
         """What the index holds, its model, its size, and every file that was skipped with the reason."""

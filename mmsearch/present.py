@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mmsearch.search import Hit
 
 if TYPE_CHECKING:
+    from mmsearch.duplicates import Group
     from mmsearch.index import Status
 
 TEXT_COLUMNS_MIN = 24  # what a long path has to leave to the text before it
@@ -186,6 +187,16 @@ def hit_object(hit: Hit) -> dict[str, Any]:
     }
 
 
+def groups_json(groups: "Sequence[Group]") -> str:
+    """Duplicates as a JSON array of groups."""
+    return _json([group_object(group) for group in groups])
+
+
+def group_object(group: "Group") -> dict[str, Any]:
+    """A group of duplicates as JSON has it."""
+    return {"spare_bytes": group.spare_bytes, "copies": [asdict(copy) for copy in group.copies]}
+
+
 def status_object(status: "Status") -> dict[str, Any]:
     """What JSON says of an index."""
     skipped = [{"path": file.path, "reason": file.skipped} for file in status.skipped]
@@ -210,6 +221,32 @@ def finite(value: Any) -> Any:
 def _json(value: Any) -> str:
     readable = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
     return _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", readable)
+
+
+def groups_table(groups: "Sequence[Group]", *, hyperlinks: bool, width: int) -> str:
+    """Duplicates as a table, a number for each group; the first of a group is what the others are like."""
+    copies = [
+        (number, place, copy) for number, group in enumerate(groups, 1) for place, copy in enumerate(group.copies)
+    ]
+    rows = [
+        (
+            "" if place else number,
+            "same bytes" if place and copy.is_exact else f"{copy.likeness:.3f}" if place else "",
+            f"{copy.width} x {copy.height}" if copy.width else "",
+            "" if copy.size_bytes is None else f"{copy.size_bytes / 1e6:,.2f} MB",
+            copy.path if copy.path is not None else copy.id,
+        )
+        for number, place, copy in copies
+    ]
+    links = [file_url(copy.path) if hyperlinks and copy.path is not None else None for _, _, copy in copies]
+    return table(("", "likeness", "pixels", "file", "path"), rows, right=(0, 2, 3), width=width, links=links)
+
+
+def spare_paths(groups: "Sequence[Group]", *, nul: bool) -> bytes:
+    """The paths of all copies but the first of each group, in the very bytes of the file system; for xargs."""
+    end = b"\0" if nul else b"\n"
+    paths = [copy.path for group in groups for copy in group.copies[1:] if copy.path is not None]
+    return b"".join(os.fsencode(path) + end for path in paths)
 
 
 def hits_paths(hits: Sequence[Hit], *, nul: bool) -> bytes:

@@ -11,8 +11,8 @@ LINE_EVERY_S = 10.0  # in a log a line a second would be too many, a line a minu
 
 
 @contextlib.contextmanager
-def reporting(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """Give the function that takes each Progress; on Ctrl-C, say what is kept before leaving."""
+def reporting(quiet: bool, *, is_kept: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """Give the function that takes each Progress; on Ctrl-C, say what is kept, if anything is."""
     last = Progress(0, 0, 0)
     shown = contextlib.ExitStack()
     show: Callable[[Progress], None] = (lambda progress: None) if quiet else _plain()
@@ -29,7 +29,9 @@ def reporting(quiet: bool) -> Iterator[Callable[[Progress], None]]:
         with shown:
             yield take
     except KeyboardInterrupt:
-        if last.total:
+        if not is_kept:
+            sys.stderr.write("\nStopped.\n")
+        elif last.total:
             sys.stderr.write(
                 f"\nStopped. {last.done:,} of {last.total:,} files are done and kept; run it again to go on.\n"
             )

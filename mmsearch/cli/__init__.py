@@ -10,6 +10,7 @@ import sys
 import click
 
 from mmsearch import __version__
+from mmsearch.cli.duplicates import duplicates_command
 from mmsearch.cli.indexing import index_command, models_command, remove_command, status_command
 from mmsearch.cli.judging import classify_command, describe_command, match_command
 from mmsearch.cli.measuring import evaluate_command
@@ -26,6 +27,7 @@ COMMANDS = (
     match_command,
     classify_command,
     describe_command,
+    duplicates_command,
     status_command,
     remove_command,
     serve_command,

@@ -24,6 +24,7 @@ from mmsearch.store.records import (
     IntArray,
     Judgement,
     Kind,
+    PictureRow,
     Root,
     Segment,
 )
@@ -195,6 +196,20 @@ class Reader:
         return self.connection.execute(
             "SELECT caption_of, id, text FROM items WHERE caption_of IS NOT NULL ORDER BY id"
         ).fetchall()
+
+    def pictures(self, under: Sequence[str] = ()) -> list[PictureRow]:
+        """All pictures, or those at or below some paths."""
+        ranges = [below(folder) for folder in under]
+        where = " OR ".join(["f.path = ? OR (f.path >= ? AND f.path < ?)"] * len(ranges)) or "1"
+        rows = self.connection.execute(
+            f"""SELECT i.id, i.name, f.path, f.path_bytes, i.content_hash, i.width, i.height, f.size_bytes
+                FROM items i LEFT JOIN files f ON f.id = i.file_id WHERE i.kind = 'image' AND ({where})""",
+            [bound for first, last in ranges for bound in (first[:-1], first, last)],
+        )
+        return [
+            PictureRow(item, name or f"mm-{item}", None if text is None else from_columns(text, raw), *rest)
+            for item, name, text, raw, *rest in rows
+        ]
 
     def items_of_kind(self, kind: Kind) -> list[int]:
         """All pictures, or all passages and captions."""

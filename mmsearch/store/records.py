@@ -35,6 +35,19 @@ class FileRow:
 
 
 @dataclass(frozen=True)
+class PictureRow:
+    """A picture and its file, where it has one."""
+
+    item: int
+    id: str  # the user's own, or made of the number
+    path: str | None
+    content_hash: str | None
+    width: int | None
+    height: int | None
+    size_bytes: int | None
+
+
+@dataclass(frozen=True)
 class NewFile:
     """A file to be written with the items that were read from it."""
 

@@ -8,7 +8,17 @@ from pathlib import Path
 import click
 
 from mmsearch.present import table
-from tests.benchmarks import bundle_memory, crossover, heads, indexing, queries, rerun, serving, vector_search
+from tests.benchmarks import (
+    bundle_memory,
+    crossover,
+    duplicates,
+    heads,
+    indexing,
+    queries,
+    rerun,
+    serving,
+    vector_search,
+)
 from tests.benchmarks.measure import machine
 
 ALL = {
@@ -20,6 +30,7 @@ ALL = {
     "vectors": vector_search.rows,
     "crossover": crossover.rows,
     "heads": heads.rows,
+    "duplicates": duplicates.rows,
 }
 
 

@@ -1,0 +1,140 @@
+"""Pictures that are one picture are told from pictures that only look alike, however many there are."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from mmsearch import Index
+from mmsearch.duplicates import EXACT_TO, Group, likenesses, near_pairs
+from mmsearch.errors import UsageError
+from tests.colours import ColourEncoder
+from tests.conftest import Run
+from tests.pictures import scene
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    with Index(tmp_path_factory.mktemp("index") / "index", encoder=ColourEncoder()) as index:
+        index.add(folder)
+        yield index
+
+
+def make(folder: Path) -> None:
+    """A picture with versions of it, one with a copy, and others of the same colours."""
+    whole = scene((640, 480), seed=1)
+    (folder / "versions").mkdir()
+    whole.save(folder / "versions" / "whole.png")
+    whole.resize((200, 150)).save(folder / "versions" / "small.png")
+    whole.save(folder / "versions" / "poor.jpg", quality=25)
+    whole.convert("L").save(folder / "versions" / "grey.png")
+    whole.crop((32, 24, 608, 456)).save(folder / "versions" / "cut.png")
+    ImageEnhance.Brightness(whole).enhance(0.7).save(folder / "versions" / "dark.webp")
+    (folder / "copies").mkdir()
+    scene((320, 240), seed=2).save(folder / "copies" / "one.png")
+    shutil.copy(folder / "copies" / "one.png", folder / "copies" / "other.png")
+    for seed in range(3, 9):
+        scene((320, 240), seed=seed).save(folder / f"{seed}.png")
+    for name in ("tone", "tone again"):
+        Image.new("RGB", (64, 48), (90, 90, 91 if name == "tone" else 90)).save(folder / f"{name}.png")
+
+
+def names(groups: list[Group]) -> list[list[str]]:
+    return [[Path(copy.path or copy.id).name for copy in group.copies] for group in groups]
+
+
+def test_versions_are_one_group_and_the_largest_is_first(index: Index) -> None:
+    versions, copies = index.duplicates(threshold=0.85)
+    assert names([versions])[0][0] == "whole.png"
+    assert set(names([versions])[0]) == {"whole.png", "small.png", "poor.jpg", "cut.png"}  # to it others are far
+    assert all(0.85 <= copy.likeness <= 1 and not copy.is_exact for copy in versions.copies[1:])
+    assert names([copies]) == [["one.png", "other.png"]]
+    assert copies.copies[1].is_exact and copies.copies[1].likeness == 1
+    assert copies.spare_bytes == copies.copies[1].size_bytes and versions.spare_bytes > copies.spare_bytes
+
+
+def test_at_1_only_copies_to_the_byte_are_given_and_no_file_is_read(index: Index) -> None:
+    asked: list[object] = []
+    assert names(index.duplicates(threshold=1, progress=asked.append)) == [["one.png", "other.png"]]
+    assert asked == []
+
+
+def test_only_what_lies_below_a_folder(index: Index, folder: Path) -> None:
+    assert names(index.duplicates(under=folder / "copies")) == [["one.png", "other.png"]]
+    assert index.duplicates(under=folder / "3.png") == []
+
+
+def test_a_threshold_is_above_0_and_not_above_1(index: Index) -> None:
+    for wrong in (0.0, -1.0, 1.01, float("nan")):
+        with pytest.raises(UsageError, match="threshold"):
+            index.duplicates(threshold=wrong)
+
+
+def test_what_is_gone_is_left_out_and_progress_tells(tmp_path: Path) -> None:
+    make(tmp_path)
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        index.add(tmp_path)
+        copy = Image.open(tmp_path / "copies" / "one.png")
+        index.add_images([copy, copy], ids=["from memory", "again"])
+        (tmp_path / "versions" / "small.png").unlink()
+        told = []
+        groups = index.duplicates(threshold=0.85, progress=told.append)
+        assert not any("small.png" in group for group in names(groups)) and ["again", "from memory"] in map(
+            sorted, names(groups)
+        )
+        assert told[-1].done == told[-1].total > 0 and told[-1].skipped == 1
+
+        def stop(progress: object) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            index.duplicates(progress=stop)
+
+
+def test_pages_of_text_in_one_layout_are_different_pictures() -> None:
+    rng = np.random.default_rng(0)
+    lines = np.arange(64) % 4 < 2
+    pages = np.where(lines[:, None] & (rng.random((2, 64, 64)) < 0.5), 60, 250).astype(np.uint8)
+    pages[:, :, :8] = pages[:, :8] = 250
+    assert likenesses(pages[0], pages[1:])[0] < 0.8
+    assert likenesses(pages[0], pages[:1])[0] > 0.99
+
+
+def test_neighbours_are_found_among_more_than_are_compared_one_by_one() -> None:
+    rng = np.random.default_rng(1)
+    count, copies = EXACT_TO + 1_000, 200
+    vectors = rng.standard_normal((count, 32), np.float32)
+    vectors[copies : 2 * copies] = vectors[:copies] + 0.05 * rng.standard_normal((copies, 32), np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    started = time.monotonic()
+    pairs = set(map(tuple, near_pairs(vectors, 0.95).tolist()))
+    assert len(pairs & {(place, place + copies) for place in range(copies)}) >= 0.98 * copies
+    assert len(pairs) < 2 * copies and time.monotonic() - started < 60
+
+
+def test_the_command_prints_a_table_json_and_spare_paths(mmsearch: Run, tmp_path: Path) -> None:
+    make(tmp_path)
+    assert mmsearch("index", str(tmp_path), "--quiet", "--model", "lite").returncode == 0
+    done = mmsearch("duplicates", "--quiet")
+    assert done.returncode == 0 and "same bytes" in done.stdout and "spare pictures take" in done.stderr
+    assert all(name in done.stdout for name in ("small.png", "poor.jpg", "grey.png", "cut.png", "dark.webp"))
+    assert not any(f"{name}.png" in done.stdout for name in (*range(3, 9), "tone"))
+    groups = json.loads(mmsearch("duplicates", "--json").stdout)
+    assert {"id", "path", "width", "height", "size_bytes", "likeness", "is_exact"} == set(groups[0]["copies"][0])
+    spare = mmsearch("duplicates", "--threshold", "1", "--paths", "-0")
+    assert spare.stdout == str(tmp_path / "copies" / "other.png") + "\0"
+    assert mmsearch("duplicates", "-0").returncode == 2
+    none = mmsearch("duplicates", "--under", str(tmp_path / "nothing"))
+    assert (none.returncode, none.stdout, none.stderr) == (0, "", "Nothing found.\n")
