@@ -7,7 +7,6 @@ put after it, and nothing comes twice.
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 from mmsearch.search import Hit
 
@@ -39,5 +38,5 @@ class Answer:
         found = self._search(k)
         given = {hit.id for hit in self._hits}
         fresh = [hit for hit in found if hit.id not in given]
-        self._hits += [replace(hit, rank=place) for place, hit in enumerate(fresh, len(self._hits) + 1)]
+        self._hits += [hit._replace(rank=place) for place, hit in enumerate(fresh, len(self._hits) + 1)]
         self._asked, self._is_whole = k, len(found) < k

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from mmsearch.embedding import encodable
 from mmsearch.errors import UsageError
@@ -38,8 +40,7 @@ STOP_WORDS = frozenset((
 # fmt: on
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):  # an answer may have thousands, and a frozen dataclass takes six times as long to make
     """An item with its score and rank."""
 
     rank: int  # 1-based
@@ -56,8 +57,8 @@ class Hit:
     camera: str | None = None
     latitude_deg: float | None = None
     longitude_deg: float | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)  # the user's own
-    found_by: Mapping[str, int] = field(default_factory=dict)  # ranking -> rank in it: "image", "text", "keyword"
+    facts: Mapping[str, Any] = MappingProxyType({})  # the user's own
+    found_by: Mapping[str, int] = MappingProxyType({})  # ranking -> rank in it: "image", "text", "keyword"
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def rank_texts(reader: Reader, vectors: VectorIndex, query: FloatArray, filters:
     depth, condition = k, filters.condition("text")
     while True:
         ids, _ = vectors.search(reader, "text", query, depth, condition)
-        owners = reader.owners(ids.tolist())
+        owners = reader.owners("text", ids.tolist())
         order = [owners[vector][0] for vector in ids.tolist() if vector in owners]
         items = reader.items(order)
         best: dict[str, int] = {}  # text -> the first item that says it
@@ -212,12 +213,18 @@ def by_meaning(scores: Mapping[Kind, Mapping[int, float]], usual: Mapping[Kind, 
     note in a folder of photographs is not the second hit of every query. Ties by id.
     """
     standing: dict[int, float] = {}
-    for kind, cosines_ in scores.items():
+    for kind, known in scores.items():
         mean, deviation = usual[kind]
-        for item, cosine in cosines_.items():
-            stands_out = round((cosine - mean) / max(deviation, LEAST_DEVIATION), 6)
-            standing[item] = max(standing.get(item, stands_out), stands_out)
-    return sorted(standing, key=lambda item: (-standing[item], item))
+        cosines_ = np.fromiter(known.values(), np.float64, len(known))
+        stands_out = np.round((cosines_ - mean) / max(deviation, LEAST_DEVIATION), 6).tolist()
+        if not standing:
+            standing = dict(zip(known, stands_out, strict=True))
+            continue
+        for item, far in zip(known, stands_out, strict=True):
+            standing[item] = max(standing.get(item, far), far)
+    items = np.fromiter(standing, np.int64, len(standing))
+    order: list[int] = items[np.lexsort((items, -np.fromiter(standing.values(), np.float64, len(standing))))].tolist()
+    return order
 
 
 def match_expression(words: str) -> str:
@@ -253,7 +260,7 @@ def _vector_ranking(
     asked = depth
     while True:
         ids, scores = vectors.search(reader, kind, query, asked, condition)
-        owners = reader.owners(ids.tolist())
+        owners = reader.owners(kind, ids.tolist())
         best: dict[int, float] = {}
         for vector, score in zip(ids.tolist(), scores.tolist(), strict=True):
             if vector in owners:
@@ -279,17 +286,18 @@ def _hits(
     for start in range(0, len(order), k):
         part = order[start : start + k]
         items = reader.items(part)
-        own = {number: known.get(items[number]["kind"], {}).get(number) for number in part}
-        stored = reader.vectors([number for number, score in own.items() if score is None])
+        scores = {number: known.get(items[number]["kind"], {}).get(number) for number in part}
+        stored = reader.vectors([number for number, score in scores.items() if score is None])
         for number in part:
-            known_score = own[number]
-            score = float(cosines(stored[number][None, :], query)[0]) if known_score is None else known_score
-            if len(hits) < k and (min_score is None or score >= min_score):
+            score = scores[number]
+            if score is None:
+                score = float(cosines(stored[number][None, :], query)[0])
+            if min_score is None or score >= min_score:
                 found_by = {ranking: place[number] for ranking, place in places.items() if number in place}
                 hits.append(_hit(items[number], len(hits) + 1, score, found_by))
         if len(hits) >= k:
             break
-    return hits
+    return hits[:k]
 
 
 def _hit(item: Mapping[str, Any], place: int, score: float, found_by: Mapping[str, int]) -> Hit:

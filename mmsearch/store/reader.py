@@ -32,7 +32,7 @@ from mmsearch.store.records import (
 Raw: TypeAlias = tuple[FloatArray, FloatArray]  # a vector (dim,) by the model's own heads, and the feature (features,)
 # ids, kinds, vectors and features, both the latter as float16 bytes; None where an encoder shows no features
 RawBlock: TypeAlias = tuple[Sequence[int], Sequence[Kind], Sequence[bytes], Sequence[bytes | None]]
-T = TypeVar("T")
+T = TypeVar("T", int, str, bytes)
 
 RARE = 2_000  # vectors of a kind; to look at all of them takes some 5 ms
 BOUND = 500  # values bound in one statement; SQLite's floor is 999
@@ -259,8 +259,16 @@ class Reader:
             for row in self.connection.execute(f"SELECT id, {vector} FROM vectors v WHERE id IN ({marks(part)})", part)
         )
 
-    def owners(self, vector_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
-        """vector -> (its item, the item that it is a hit for: of a caption, the picture)."""
+    def owners(self, kind: Kind, vector_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """vector of a kind -> (its item, the item that it is a hit for: of a caption, the picture)."""
+        if kind == "image":  # no picture is a caption
+            return {
+                vector: (item, item)
+                for part in parts(vector_ids)
+                for vector, item in self.connection.execute(
+                    f"SELECT id, item_id FROM vectors WHERE id IN ({marks(part)})", part
+                )
+            }
         return {
             vector: (item, owner)
             for part in parts(vector_ids)
@@ -276,26 +284,27 @@ class Reader:
         found: dict[int, dict[str, Any]] = {}
         for part in parts(items):
             cursor = self.connection.execute(
-                f"""SELECT i.id, i.name, i.kind, f.path, f.path_bytes, i.caption_of, p.path AS picture_path,
-                           p.path_bytes AS picture_path_bytes, i.line, i.width, i.height, i.format,
-                           i.taken_at, i.camera, i.latitude_deg, i.longitude_deg, i.facts,
+                f"""SELECT i.id, i.name, i.kind, i.caption_of, i.line, i.width, i.height, i.format, i.taken_at,
+                           i.camera, i.latitude_deg, i.longitude_deg,
                            ifnull(i.text, (SELECT c.text FROM items c WHERE c.caption_of = i.id
-                                           ORDER BY c.id LIMIT 1)) AS text
+                                           ORDER BY c.id LIMIT 1)) AS text,
+                           f.path, f.path_bytes, p.path, p.path_bytes, ifnull(i.facts, '{{}}')
                     FROM items i LEFT JOIN files f ON f.id = i.file_id
                     LEFT JOIN items o ON o.id = i.caption_of LEFT JOIN files p ON p.id = o.file_id
                     WHERE i.id IN ({marks(part)})""",
                 part,
             )
-            names = [column[0] for column in cursor.description]
-            for row in cursor:
-                item = dict(zip(names, row, strict=True))
-                text, raw = item.pop("path"), item.pop("path_bytes")
-                picture_text, picture_raw = item.pop("picture_path"), item.pop("picture_path_bytes")
-                if item["caption_of"] is not None and picture_text is not None:
-                    text, raw = picture_text, picture_raw  # a caption is at its picture, wherever it was written down
-                item["path"] = None if text is None else from_columns(text, raw)
-                item["facts"] = json.loads(item["facts"]) if item["facts"] else {}
-                found[item["id"]] = item
+            names = [column[0] for column in cursor.description[:-5]]
+            rows = cursor.fetchall()
+            facts = json.loads(f"[{','.join(row[-1] for row in rows)}]")  # a parser's start costs more than one's facts
+            for row, of_row in zip(rows, facts, strict=True):
+                *columns, path, path_bytes, picture, picture_bytes, _ = row
+                if picture is not None:  # a caption is at its picture, wherever it was written down
+                    path, path_bytes = picture, picture_bytes
+                item = dict(zip(names, columns, strict=True))
+                item["path"] = None if path is None else from_columns(path, path_bytes)
+                item["facts"] = of_row
+                found[row[0]] = item
         return found
 
     def allowed_vectors(self, kind: Kind, condition: Condition) -> IntArray:
@@ -445,7 +454,8 @@ def marks(values: Sequence[object]) -> str:
     return ", ".join("?" * len(values))
 
 
-def parts(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    """The values in parts that one statement can bind."""
-    for start in range(0, len(values), BOUND):
-        yield values[start : start + BOUND]
+def parts(numbers: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Numbers or names in parts that one statement can bind, sorted: neighbours lie on one page, which is read once."""
+    ordered = sorted(numbers)
+    for start in range(0, len(ordered), BOUND):
+        yield ordered[start : start + BOUND]
