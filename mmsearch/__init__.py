@@ -14,9 +14,10 @@ from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.catalog import load_encoder
 from mmsearch.errors import Error
 from mmsearch.index import Index, Status
-from mmsearch.ingest import IngestOptions, Progress, Report
+from mmsearch.ingest import Progress
 from mmsearch.items import Item
 from mmsearch.map import Map
+from mmsearch.planning import IngestOptions, Report
 from mmsearch.query import Query
 from mmsearch.search import Hit
 

@@ -30,10 +30,11 @@ from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
 from mmsearch.encoders.heads import TrainedHeads
 from mmsearch.errors import ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.everyday import everyday_queries
-from mmsearch.ingest import IngestOptions, Progress, Report, ingest, picture_item
+from mmsearch.ingest import Progress, ingest, picture_item
 from mmsearch.items import Item, item
 from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, described
 from mmsearch.map import Map
+from mmsearch.planning import IngestOptions, Report
 from mmsearch.query import Asked, Picture, Query, picture
 from mmsearch.search import Filters, Hit
 from mmsearch.store import queries

@@ -13,7 +13,8 @@ from mmsearch import ingest as ingest_module
 from mmsearch.encoders.base import FloatArray
 from mmsearch.errors import MissingRootError, ModelError, SourceError
 from mmsearch.index import Index
-from mmsearch.ingest import IngestOptions, Progress
+from mmsearch.ingest import Progress
+from mmsearch.planning import IngestOptions
 from tests.colours import ColourEncoder, plain, swatch
 
 

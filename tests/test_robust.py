@@ -16,7 +16,7 @@ import pytest
 from mmsearch import __version__
 from mmsearch.errors import IndexDamagedError, IndexLockedError, IndexTooNewError, IndexWriteError
 from mmsearch.index import Index
-from mmsearch.ingest import IngestOptions
+from mmsearch.planning import IngestOptions
 from tests import pictures
 from tests.colours import COLOURS, ColourEncoder, plain, swatch
 from tests.conftest import ROOT
@@ -295,7 +295,7 @@ def test_a_picture_that_crashes_or_hangs_the_decoder_costs_only_itself(tmp_path:
     plain("red", (13, 13)).save(folder / "aborts.png")
     plain("red", (17, 17)).save(folder / "sleeps.png")
     script = (
-        "import json, sys; from mmsearch.index import Index; from mmsearch.ingest import IngestOptions\n"
+        "import json, sys; from mmsearch.index import Index; from mmsearch.planning import IngestOptions\n"
         "from tests.colours import ColourEncoder\n"
         "options = IngestOptions(decode_timeout_s=3.0)\n"
         "report = Index(sys.argv[1], encoder=ColourEncoder()).add(sys.argv[2], options=options)\n"

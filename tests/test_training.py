@@ -131,7 +131,7 @@ def test_feedback_is_learned_from(index: Index, pairs: Path) -> None:
 def test_the_captions_of_an_index_are_pairs(index: Index, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="No pair"):
         index.train_heads(settings=FAST)
-    from mmsearch.ingest import IngestOptions
+    from mmsearch.planning import IngestOptions
 
     index.add(options=IngestOptions(captions=(str(pairs),)))
     report = index.train_heads(settings=FAST)

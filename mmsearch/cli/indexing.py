@@ -7,8 +7,8 @@ import click
 
 from mmsearch.cli.printing import fail, index_option, note
 from mmsearch.index import Index, Status
-from mmsearch.ingest import IngestOptions, Report
 from mmsearch.locations import index_folder
+from mmsearch.planning import IngestOptions, Report
 from mmsearch.present import printable, status_object, table
 from mmsearch.store.paths import readable
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 from mmsearch.errors import Error, IndexLockedError
 from mmsearch.index import Index
-from mmsearch.ingest import Progress, Report
+from mmsearch.ingest import Progress
+from mmsearch.planning import Report
 from mmsearch.serve.problems import log
 
 

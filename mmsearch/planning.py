@@ -1,0 +1,273 @@
+"""What a run has to do: the sources beside the store, before anything is written.
+
+Only names, sizes and times are looked at, and the tables of captions; a file is read where its size says that it may be
+a known one that was moved or copied.
+"""
+
+import contextlib
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mmsearch.decoding import Skip
+from mmsearch.errors import MediaError, MissingRootError, SourceError
+from mmsearch.media import content_hash
+from mmsearch.sources import BadRow, ScanOptions, SourceFile, Unread, read_captions, scan
+from mmsearch.store.reader import Reader
+from mmsearch.store.records import FileRow, Root
+
+Captions = dict[str, list[str]]  # picture -> what is said of it
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """How sources are read.
+
+    exclude: patterns as in a .gitignore. captions: tables of pictures and texts, with the columns' names where they
+    are not guessed right. accept_missing: believe that a root is gone and take its items out. wait_s: how long to
+    wait for another writer, None for ever. decode_timeout_s: the longest that one picture may take.
+    """
+
+    exclude: tuple[str, ...] = ()
+    follow_links: bool = False
+    captions: tuple[str, ...] = ()
+    path_column: str | None = None
+    text_column: str | None = None
+    accept_missing: bool = False
+    dry_run: bool = False
+    wait_s: float | None = 0.0
+    decode_timeout_s: float = 60.0
+
+
+@dataclass
+class Report:
+    """What a run did, or with `dry_run` would do, in files; captions in captions."""
+
+    added: int = 0
+    changed: int = 0
+    moved: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    captions: int = 0
+    skipped: list[Skip] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # of what was once put in and is not there now, a sentence each
+    dry_run: bool = False
+    seconds: float = 0.0
+
+
+@dataclass
+class Plan:
+    """What the sources hold, compared with the store."""
+
+    there: list[Root] = field(default_factory=list)  # sources that were read
+    fresh: list[SourceFile] = field(default_factory=list)
+    captions: list[SourceFile] = field(default_factory=list)  # side-cars
+    tables: dict[str, Captions] = field(default_factory=dict)  # by path
+    gone: dict[int, FileRow] = field(default_factory=dict)  # by id
+    moves: list[tuple[FileRow, SourceFile]] = field(default_factory=list)
+    copies: list[tuple[FileRow, SourceFile]] = field(default_factory=list)
+    known: dict[str, FileRow] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)  # path -> reason, of what did not become a file to read
+
+
+def asked_sources(roots: Sequence[str], options: IngestOptions) -> list[Root]:
+    """The folders, files and tables that a run was asked for; none where it is about all that was ever put in."""
+    folders = {"exclude": options.exclude, "follow_links": options.follow_links}
+    columns = {"captions": True, "path_column": options.path_column, "text_column": options.text_column}
+    tables = [Root(table, columns, None) for table in options.captions]
+    return [*(Root(root, folders, None) for root in roots), *tables]
+
+
+def make_plan(reader: Reader, sources: Sequence[Root], options: IngestOptions, report: Report, *, asked: bool) -> Plan:
+    """Compare sources with the store, and count into the report.
+
+    asked: the sources were named, and one that cannot be read is an error; else it is reported as missing. Raises
+    SourceError, MissingRootError.
+    """
+    return _Planner(reader, options, report).plan(sources, asked)
+
+
+class _Planner:
+    """One plan in the making."""
+
+    def __init__(self, reader: Reader, options: IngestOptions, report: Report) -> None:
+        self._reader = reader
+        self._options = options
+        self._report = report
+        self._plan = Plan()
+
+    def plan(self, sources: Sequence[Root], asked: bool) -> Plan:
+        plan = self._plan
+        found: dict[str, SourceFile] = {}
+        for source in sorted(sources, key=is_table):  # folders first: they know more of a picture than that it is named
+            try:
+                if is_table(source):
+                    plan.tables[source.path] = self._read_table(source)
+                    self._look_up(source.path, plan.tables[source.path], plan, found)
+                else:
+                    self._scan(source, plan, found)
+                plan.there.append(source)
+            except SourceError as error:
+                if asked:
+                    raise
+                advice = "" if isinstance(error, MissingRootError) else " If it is gone for good, use --accept-missing."
+                self._report.missing.append(f"{error}{advice}")
+        self._compare(plan, found)
+        if not self._options.dry_run:
+            plan.tables |= self._remembered_captions(plan, known=sources)
+        return plan
+
+    def _remembered_captions(self, plan: Plan, known: Sequence[Root]) -> dict[str, Captions]:
+        """Tables that were once put in, where a picture is new: they may have captions for it. Known ones are read."""
+        tables: dict[str, Captions] = {}
+        if any(file.kind == "image" for file in (*plan.fresh, *(file for _, file in plan.copies))):
+            paths = {source.path for source in known}
+            for source in self._reader.roots():
+                if is_table(source) and source.path not in paths:
+                    with contextlib.suppress(SourceError):  # gone since; its captions stay as they are
+                        tables[source.path] = self._read_table(source)
+        return tables
+
+    def _compare(self, plan: Plan, found: Mapping[str, SourceFile]) -> None:
+        """Put into the plan what was found and is new or changed, and count."""
+        report = self._report
+        plan.gone = {number: row for number, row in plan.gone.items() if row.path not in found}
+        fresh = []
+        for file in found.values():
+            row = plan.known.get(file.path)
+            if row is None or (row.size_bytes, row.modified_ns, row.kind) != (
+                file.size_bytes,
+                file.modified_ns,
+                file.kind,
+            ):
+                fresh.append(file)
+            elif row.skipped is not None:
+                report.skipped.append(Skip(row.path, row.skipped))
+            else:
+                report.unchanged += file.kind != "caption"
+        self._recognise(fresh, plan)
+        to_read = [file for file in plan.fresh if file.kind != "caption"]  # captions are counted as they are written
+        report.changed = sum(file.path in plan.known for file in to_read)
+        report.added = len(plan.copies) + len(to_read) - report.changed
+        report.moved = len(plan.moves)
+        report.removed += sum(row.kind != "caption" and row.skipped is None for row in plan.gone.values())
+
+    def _scan(self, source: Root, plan: Plan, found: dict[str, SourceFile]) -> None:
+        """Add to the plan what lies at a root, and what the store knows there that is gone."""
+        root, options = source.path, ScanOptions(tuple(source.options["exclude"]), source.options["follow_links"])
+        known = {row.path: row for row in self._reader.files_below(root)}
+        here: dict[str, SourceFile] = {}
+        unread: list[Unread] = []
+        if os.path.lexists(root):
+            for entry in scan(root, options):
+                if isinstance(entry, Unread):
+                    unread.append(entry)
+                    self._leave_out(Skip(entry.path, entry.reason))
+                    continue
+                here[entry.path] = entry
+                if entry.kind == "caption":
+                    plan.captions.append(entry)
+        elif not known:
+            raise SourceError(f"{root} is not there. Check the path.")
+        items = sum(row.kind != "captions" and row.skipped is None for row in known.values())
+        if items and not here and not unread and _is_empty(root) and not self._options.accept_missing:
+            state = "is empty" if os.path.lexists(root) else "is not there"
+            raise MissingRootError(
+                f"{root} {state}, but the index holds {items} files from it, and they were kept. Plug the drive in, "
+                "or use --accept-missing to take them out."
+            )
+        blind = tuple(entry.path.rstrip(os.sep) + os.sep if entry.is_folder else entry.path for entry in unread)
+        nested = tuple(  # put in by themselves, they are not under this one's rules
+            other.path + os.sep for other in self._reader.roots() if other.path.startswith(root.rstrip(os.sep) + os.sep)
+        )
+        plan.gone |= {
+            row.id: row
+            for row in known.values()
+            if row.path not in here
+            and row.kind != "captions"
+            and not row.path.startswith(blind)
+            and not (row.path.startswith(nested) and os.path.lexists(row.path))
+        }
+        plan.known.update(known)
+        found.update(here)
+
+    def _read_table(self, source: Root) -> Captions:
+        """A caption table; bad rows are reported."""
+        pictures: Captions = {}
+        columns = {name: source.options[name] for name in ("path_column", "text_column")}
+        for row in read_captions(source.path, **columns):
+            if isinstance(row, BadRow):
+                self._leave_out(Skip(source.path, f"row {row.row}: {row.reason}"))
+            else:
+                pictures.setdefault(row.path, []).append(row.text)
+        return pictures
+
+    def _look_up(self, table: str, pictures: Collection[str], plan: Plan, found: dict[str, SourceFile]) -> None:
+        """Add the pictures that a table names to the plan."""
+        missing = []
+        for path in pictures:
+            if path in found:
+                continue
+            row = self._reader.file(path)
+            if row is not None:
+                plan.known[path] = row
+            try:
+                facts = os.stat(path)
+                found[path] = SourceFile(path, "image", facts.st_size, facts.st_mtime_ns)
+            except OSError:
+                missing.append((path, row))
+        if missing and len(missing) == len(pictures) and not self._options.accept_missing:
+            raise MissingRootError(
+                f"None of the {len(pictures)} pictures that {table} names is there. Plug the drive in, correct the "
+                "paths, or use --accept-missing to go on without them."
+            )
+        for path, row in missing:
+            self._leave_out(Skip(path, f"is named in {os.path.basename(table)}, but not there"))
+            if row is not None:
+                plan.gone[row.id] = row
+
+    def _recognise(self, fresh: list[SourceFile], plan: Plan) -> None:
+        """Among new files, find those whose content the store knows: moved where the old path is gone, else copied."""
+        taken: set[int] = set()
+        for file in fresh:
+            twin = self._twin(file, taken) if file.path not in plan.known and file.kind != "caption" else None
+            if twin is None:
+                plan.fresh.append(file)
+            elif os.path.lexists(twin.path):
+                plan.copies.append((twin, file))
+            else:
+                plan.moves.append((twin, file))
+                taken.add(twin.id)
+                plan.gone.pop(twin.id, None)
+
+    def _twin(self, file: SourceFile, taken: set[int]) -> FileRow | None:
+        rows = [row for row in self._reader.files_of_size(file.size_bytes, file.kind) if row.id not in taken]
+        if not rows:
+            return None
+        try:
+            content = content_hash(file.path)
+        except (OSError, MediaError):
+            return None  # reading it will say why
+        same = [row for row in rows if row.content_hash == content]
+        left = [row for row in same if not os.path.lexists(row.path)]
+        return next(iter(left or (same if file.kind == "image" else [])), None)
+
+    def _leave_out(self, skip: Skip) -> None:
+        """Report what was skipped before it became a file to read; of a table, status shows the first row."""
+        self._report.skipped.append(skip)
+        self._plan.left_out.setdefault(skip.path, skip.reason)
+
+
+def is_table(source: Root) -> bool:
+    """Whether a source is a table of captions."""
+    return "captions" in source.options
+
+
+def _is_empty(root: str) -> bool:
+    """Whether a root is gone, or a folder with nothing to see in it, as a mount point without its drive."""
+    try:
+        return all(name.startswith(".") for name in os.listdir(root))
+    except NotADirectoryError:
+        return False
+    except OSError:
+        return True
