@@ -50,9 +50,10 @@ TokenArray: TypeAlias = npt.NDArray[np.int64]
 FORMAT = 1
 MANIFEST = "preprocess.json"
 PLACING_ATTEMPTS = 20  # each is lost only where another writer comes in between
-# Of ViT-B-32-256, 1 to 16 pictures at once run equally fast (12-13/s on two cores), of MobileCLIP2-S0 1 is 10 % faster
-# than 8; but memory grows with every picture.
-IMAGES_AT_ONCE = 4
+IMAGES_AT_ONCE = 4  # of a list, whose pixels stand in memory together
+# A core has a picture of its own, where there are so many: no core waits for another within a picture, and decoders
+# find room between them. In one batch they gain nothing (ViT-B-32-256: 1 to 16 the same; MobileCLIP2: 1 is best).
+MOST_CALLS = 8
 TEXTS_AT_ONCE = 16
 # Weights can be repacked for the processor when a tower is loaded. Of the text tower of ViT-B-32-256 that takes 0.15 s,
 # and then saves 13 ms a run: it pays for whoever has much to encode, not for one query on the command line.
@@ -168,8 +169,14 @@ class Bundle:
         """(n, height, width, 3) uint8 -> (n, image features) float32, as they come out of the tower."""
         if not len(pixels):
             return np.empty((0, self._image_tower.width()), dtype=np.float32)
-        batches = [pixels[start : start + IMAGES_AT_ONCE] for start in range(0, len(pixels), IMAGES_AT_ONCE)]
-        return np.concatenate([self._image_tower.run({"pixels": batch}) for batch in batches])
+        singles = [{"pixels": pixels[place : place + 1]} for place in range(len(pixels))]
+        calls = min(len(singles), _cores(), MOST_CALLS)
+        if calls == 1:
+            return np.concatenate([self._image_tower.run(single) for single in singles])
+        from concurrent.futures import ThreadPoolExecutor  # here: a search by words has no use for it
+
+        with ThreadPoolExecutor(calls) as together:
+            return np.concatenate(list(together.map(self._image_tower.run, singles)))
 
     def text_features(self, texts: Sequence[str]) -> FloatArray:
         """-> (n, text features) float32, as they come out of the tower."""
@@ -498,6 +505,11 @@ def _read_tokenizer(folder: Path) -> "Tokenizer":
     return tokenizer
 
 
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _open_session(folder: Path, tower: Tower, packed: bool) -> "InferenceSession":
     import onnxruntime as ort
     from onnxruntime.capi import onnxruntime_pybind11_state as failures
@@ -509,6 +521,8 @@ def _open_session(folder: Path, tower: Tower, packed: bool) -> "InferenceSession
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if tower == "image" else levels.ORT_DISABLE_ALL
     if not packed:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if tower == "image":  # its threads would wait for work in circles, on the cores that decode the next pictures
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = folder / f"{tower}.onnx"
     try:
         session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
