@@ -9,6 +9,7 @@ import click
 
 from mmsearch.present import table
 from tests.benchmarks import (
+    beside_rclip,
     bundle_memory,
     crossover,
     duplicates,
@@ -25,6 +26,7 @@ ALL = {
     "indexing": indexing.rows,
     "queries": queries.rows,
     "rerun": rerun.rows,
+    "rclip": beside_rclip.rows,
     "serving": serving.rows,
     "bundle": bundle_memory.rows,
     "vectors": vector_search.rows,
@@ -37,9 +39,7 @@ ALL = {
 @click.command()
 @click.option("--only", type=click.Choice(list(ALL)), multiple=True, help="Measure this alone. Repeatable.")
 @click.option("--quick", is_flag=True, help="Fewer files; minutes instead of an hour.")
-@click.option(
-    "--peer", type=click.Choice(list(vector_search.PEERS)), multiple=True, help="Beside this alone. Repeatable."
-)
+@click.option("--peer", type=click.Choice(vector_search.PEERS), multiple=True, help="Beside this alone. Repeatable.")
 @click.option("--json", "json_file", type=click.Path(), help="Also write the figures to a file.")
 def main(only: tuple[str, ...], quick: bool, peer: tuple[str, ...], json_file: str | None) -> None:
     """Measure what the README says, and print it as a table."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +34,18 @@ class Ran:
 
 def run(arguments: Sequence[str | bytes], *, watch_memory: bool = False, cwd: Path = ROOT) -> Ran:
     """Run the command line of this checkout. Raises CalledProcessError."""
+    command = [sys.executable, "-m", "mmsearch", *arguments]
+    return run_command(command, watch_memory=watch_memory, cwd=cwd, environment={"PYTHONPATH": str(ROOT)})
+
+
+def run_command(
+    command: Sequence[str | bytes], *, watch_memory: bool = False, cwd: Path, environment: Mapping[str, str]
+) -> Ran:
+    """Run any command; environment: beside this process's own. Raises CalledProcessError."""
     peak = 0.0
     started = time.perf_counter()
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "mmsearch", *arguments], stdout=subprocess.PIPE, cwd=cwd, env=environment
+        command, stdout=subprocess.PIPE, cwd=cwd, env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment
     )
     done = threading.Event()
 

@@ -17,19 +17,10 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
     """Measure in an empty folder. The files are one byte each and are entered in the store as if they had been read."""
     count = 10_000 if quick else 100_000
     photos, index = folder / "photos", folder / "index"
-    for number in range(count):
-        if number % 1_000 == 0:
-            (photos / f"{number // 1_000:03}").mkdir(parents=True)
-        (photos / f"{number // 1_000:03}" / f"{number:06}.jpg").write_bytes(b"x")
+    many_files(photos, count)
     with Index(index, model="lite") as made:
         made.add_texts(["so that the index is made"])
-    vector = np.full(384, 384**-0.5, np.float32)
-    store = Store(index)
-    with store.write() as writer, writer.transaction():
-        for path, facts in _walk(photos):
-            file_id = writer.put_file(NewFile(path, "image", facts.st_size, facts.st_mtime_ns, "0" * 40))
-            writer.put_items([NewItem("image", vector)], file_id)
-    store.close()
+    enter(index, photos, 384)
     again = median_seconds(["index", str(photos), "-i", str(index), "--quiet"], times=3)
     started = time.perf_counter()
     assert sum(1 for _ in _walk(photos)) == count
@@ -39,6 +30,26 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
         f"{again:.2f} s, {again / bare:.1f} x a bare walk with one stat a file",
         {"count": count, "seconds": again, "of_bare_walk": again / bare},
     )
+
+
+def many_files(folder: Path, count: int) -> None:
+    """Of one byte each, a thousand to a folder."""
+    for number in range(count):
+        below = folder / f"{number // 1_000:03}"
+        if number % 1_000 == 0:
+            below.mkdir(parents=True)
+        (below / f"{number:06}.jpg").write_bytes(b"x")
+
+
+def enter(index: Path, photos: Path, dim: int) -> None:
+    """Put files into the store of an index as if they had been read."""
+    vector = np.full(dim, dim**-0.5, np.float32)
+    store = Store(index)
+    with store.write() as writer, writer.transaction():
+        for path, facts in _walk(photos):
+            file_id = writer.put_file(NewFile(path, "image", facts.st_size, facts.st_mtime_ns, "0" * 40))
+            writer.put_items([NewItem("image", vector)], file_id)
+    store.close()
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

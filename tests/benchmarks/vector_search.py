@@ -6,7 +6,6 @@ virtual environment of its own under the user's cache; $MMSEARCH_BENCHMARKS says
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -17,20 +16,16 @@ import numpy as np
 
 from mmsearch.store.records import FloatArray, IntArray
 from tests.benchmarks.crossmodal import Workload, statistics
+from tests.benchmarks.environments import environment
 from tests.benchmarks.filled import fill_with
 from tests.benchmarks.measure import ROOT, Row
 
-PEERS = {  # what pip installs, pinned to what was measured
-    "hnswlib": ("hnswlib==0.8.0",),
-    "usearch": ("usearch==2.26.6",),
-    "lancedb": ("lancedb==0.40.0",),
-    "sqlite-vec": ("sqlite-vec==0.1.9", "apsw"),
-}
+PEERS = ("hnswlib", "usearch", "lancedb", "sqlite-vec")
 QUERIES = 300  # of each kind
 RECALL = 0.97
 
 
-def rows(folder: Path, quick: bool, peers: Collection[str] = tuple(PEERS)) -> Iterator[Row]:
+def rows(folder: Path, quick: bool, peers: Collection[str] = PEERS) -> Iterator[Row]:
     """Measure in an empty folder, of some 8 GB with a million rows."""
     workload = Workload(100_000 if quick else 1_000_000)
     told = statistics(workload)
@@ -78,21 +73,6 @@ def true_neighbours(workload: Workload, queries: Mapping[str, FloatArray]) -> di
             best[name] = (np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1))
         start += len(block)
     return {name: places for name, (_, places) in best.items()}
-
-
-def environment(peer: str) -> str | None:
-    """The Python of a peer's own virtual environment, made the first time; None where it cannot be had."""
-    cache = Path(os.environ.get("MMSEARCH_BENCHMARKS", "~/.cache/mmsearch-benchmarks")).expanduser()
-    folder = cache / PEERS[peer][0]
-    python = folder / "bin" / "python"
-    if not (folder / "made").exists():
-        try:
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer], "numpy"], check=True)
-        except subprocess.CalledProcessError:
-            return None
-        (folder / "made").touch()
-    return str(python)
 
 
 def _measured(command: list[str], folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
