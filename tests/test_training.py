@@ -108,6 +108,15 @@ def test_ten_pairs_never_make_an_index_worse(index: Index, pairs: Path, tmp_path
     assert answers(index) == before
 
 
+def test_ten_judgements_never_make_an_index_worse(index: Index) -> None:
+    before = answers(index)
+    hits = index.search("zorpish blim", k=10)
+    index.add_feedback("zorpish blim", like=[hit.id for hit in hits[:5]], unlike=[hit.id for hit in hits[5:]])
+    report = index.train_heads(settings=FAST)
+    assert (report.pairs, report.used) == (10, False)
+    assert answers(index) == before
+
+
 def test_wrong_pairs_are_found_out_by_the_held_out_ones(index: Index, pairs: Path, tmp_path: Path) -> None:
     rows = rows_of(pairs)
     texts = [text for _, text in rows]

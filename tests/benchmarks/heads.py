@@ -41,6 +41,10 @@ def learned(folder: Path, names: tuple[str, ...]) -> Iterator[Row]:
     rest, general = _stamps(packages, folder)
     with Index(folder / "index", model="lite") as index:
         index.add(*(folder / name for name in names), rest)
+        for name in names:
+            # Without what is nearly the same as a picture of the test, by another name or in another font
+            (folder / f"{name}.csv").write_text(index.prepare_pairs(tables[name]).table(), encoding="utf-8")
+            tables[name] = folder / f"{name}.csv"
         for name, table in tables.items():
             report = index.train_heads(table, name=name, use=True)
             assert report.before is not None and report.after is not None
