@@ -40,7 +40,7 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
     pictures.mkdir()
     indexing.draw(pictures, (512, 512), 200 if quick else 600)
     yield _start(index, count)
-    with _server(index, "--allow", str(pictures)) as server:
+    with server_of(index, "--allow", str(pictures)) as server:
         nothing = _load(server, 1, asked, lambda number: "/healthz")
         one = _load(server, 1, asked // 2, _search)
         yield Row(
@@ -50,7 +50,7 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
         )
         many_nothing = _load(server, CLIENTS, 4 * asked, lambda number: "/healthz")
         many = _load(server, CLIENTS, asked, _search)
-    with _server(index, batch=1) as server:
+    with server_of(index, batch=1) as server:
         _load(server, 1, 50, _search)
         unbatched = _load(server, CLIENTS, asked, _search)
     yield Row(
@@ -66,7 +66,7 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
             "nothing_rate": many_nothing.rate,
         },
     )
-    with _server(index, "--allow", str(pictures)) as server:
+    with server_of(index, "--allow", str(pictures)) as server:
         _load(server, 1, 50, _search)
         idle = _load(server, 1, asked // 4, _search)
         server.post("/api/index", {"folders": [str(pictures)]})
@@ -83,7 +83,7 @@ def _start(index: Path, count: int) -> Row:
     taken = []
     for _ in range(4):
         started = time.perf_counter()
-        with _server(index) as server:
+        with server_of(index) as server:
             server.get(_search(0))
             taken.append(time.perf_counter() - started)
     seconds = statistics.median(taken[1:])  # the first reads files that are in the page cache afterwards
@@ -91,7 +91,7 @@ def _start(index: Path, count: int) -> Row:
 
 
 def _memory(index: Path, requests: int) -> Row:
-    with _server(index) as server:
+    with server_of(index) as server:
         _load(server, 8, requests // 10, _search)
         before = server.memory_mb()
         _load(server, 8, requests, _search)
@@ -135,7 +135,7 @@ class _Server:
 
 
 @contextlib.contextmanager
-def _server(index: Path, *options: str, batch: int | None = None) -> Iterator[_Server]:
+def server_of(index: Path, *options: str, batch: int | None = None) -> Iterator[_Server]:
     """`mmsearch serve` in a process of its own, from when it listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

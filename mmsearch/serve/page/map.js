@@ -615,9 +615,11 @@ function framed(picture) {
   const canvas = h('canvas', { width: width + 8, height: height + 8 });
   const context = canvas.getContext('2d');
   context.fillStyle = '#fff';
+  context.strokeStyle = '#0003';
   context.beginPath();
-  context.roundRect(0, 0, width + 8, height + 8, 6);
+  context.roundRect(0.5, 0.5, width + 7, height + 7, 6);
   context.fill();
+  context.stroke();
   context.drawImage(picture, 4, 4, width, height);
   return canvas;
 }
