@@ -25,6 +25,7 @@ from PIL import Image
 
 from mmsearch import errors
 from mmsearch.decoding import Skip
+from mmsearch.duplicates import THRESHOLD, Copy, Group
 from mmsearch.encoders.base import FloatArray
 from mmsearch.errors import Error, QueryError, ServerError, UsageError
 from mmsearch.index import Status
@@ -40,7 +41,7 @@ from mmsearch.store.records import FileRow, Kind
 PAGE = 500  # hits; the most that the server gives at once
 TEXTS_AT_ONCE = 64
 TIMEOUT_S = 60.0
-MAP_SEEN_EVERY_S = 0.3
+SEEN_EVERY_S = 0.3
 
 
 class Client:
@@ -149,6 +150,31 @@ class Client:
         known |= {"roots": tuple(said["roots"]), "skipped": tuple(skipped)}
         return Status(**known | {"model": said["model"] or "", "dim": said["dim"] or 0})
 
+    def duplicates(
+        self,
+        *,
+        threshold: float = THRESHOLD,
+        under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+        progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> list[Group]:
+        """As Index.duplicates; the server goes on where `progress` raises."""
+        if not 0 < threshold <= 1:  # JSON has no NaN
+            raise UsageError(f"threshold is a likeness above 0, and 1 at the most, not {threshold:g}.")
+        said = self._post("/api/duplicates", {"threshold": threshold, "under": _folders(under)})
+        number, groups = said["number"], list[Group]()
+        while said["state"] == "running":
+            time.sleep(SEEN_EVERY_S)
+            said = self._get("/api/duplicates", {"k": 1})
+            progress(Progress(said["done"], said["total"], said["skipped"]))
+        said = self._get("/api/duplicates", {"k": PAGE})
+        while True:
+            if said["number"] != number or said["state"] != "done":
+                raise ServerError(said["error"] or "Somebody else asked for other duplicates. Ask again.")
+            groups += [Group(tuple(Copy(**copy) for copy in group["copies"])) for group in said["groups"]]
+            if said["cursor"] is None:
+                return groups
+            said = self._get("/api/duplicates", {"k": PAGE, "cursor": said["cursor"]})
+
     def add_feedback(self, query: str, *, like: Sequence[str] = (), unlike: Sequence[str] = ()) -> int:
         """As Index.add_feedback."""
         return int(self._post("/api/feedback", {"query": query, "like": list(like), "unlike": list(unlike)})["kept"])
@@ -162,7 +188,7 @@ class Client:
         state = self._ask("POST", "/api/map")
         while state["state"] == "running":
             progress(state["progress"])
-            time.sleep(MAP_SEEN_EVERY_S)
+            time.sleep(SEEN_EVERY_S)
             state = self._get("/api/map")
         if state["error"] is not None:
             raise Error(state["error"])

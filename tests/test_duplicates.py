@@ -5,17 +5,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from mmsearch import Index
+from mmsearch import Client, Index, Progress
 from mmsearch.duplicates import EXACT_TO, Group, likenesses, near_pairs
 from mmsearch.errors import UsageError
 from tests.colours import ColourEncoder
 from tests.conftest import Run
 from tests.pictures import scene
+from tests.served import Served, serving
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +27,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def index(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+@pytest.fixture(scope="module", params=["embedded", "served"])
+def index(
+    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Index | Client]:
     with Index(tmp_path_factory.mktemp("index") / "index", encoder=ColourEncoder()) as index:
         index.add(folder)
-        yield index
+        if request.param == "embedded":
+            yield index
+        else:
+            with serving(index) as served, Client(served.url) as client:
+                yield client
 
 
 def make(folder: Path) -> None:
@@ -55,7 +63,7 @@ def names(groups: list[Group]) -> list[list[str]]:
     return [[Path(copy.path or copy.id).name for copy in group.copies] for group in groups]
 
 
-def test_versions_are_one_group_and_the_largest_is_first(index: Index) -> None:
+def test_versions_are_one_group_and_the_largest_is_first(index: Index | Client) -> None:
     versions, copies = index.duplicates(threshold=0.85)
     assert names([versions])[0][0] == "whole.png"
     assert set(names([versions])[0]) == {"whole.png", "small.png", "poor.jpg", "cut.png"}  # to it others are far
@@ -65,18 +73,18 @@ def test_versions_are_one_group_and_the_largest_is_first(index: Index) -> None:
     assert copies.spare_bytes == copies.copies[1].size_bytes and versions.spare_bytes > copies.spare_bytes
 
 
-def test_at_1_only_copies_to_the_byte_are_given_and_no_file_is_read(index: Index) -> None:
-    asked: list[object] = []
-    assert names(index.duplicates(threshold=1, progress=asked.append)) == [["one.png", "other.png"]]
-    assert asked == []
+def test_at_1_only_copies_to_the_byte_are_given_and_no_file_is_read(index: Index | Client) -> None:
+    told: list[Progress] = []
+    assert names(index.duplicates(threshold=1, progress=told.append)) == [["one.png", "other.png"]]
+    assert not any(progress.total for progress in told)
 
 
-def test_only_what_lies_below_a_folder(index: Index, folder: Path) -> None:
+def test_only_what_lies_below_a_folder(index: Index | Client, folder: Path) -> None:
     assert names(index.duplicates(under=folder / "copies")) == [["one.png", "other.png"]]
     assert index.duplicates(under=folder / "3.png") == []
 
 
-def test_a_threshold_is_above_0_and_not_above_1(index: Index) -> None:
+def test_a_threshold_is_above_0_and_not_above_1(index: Index | Client) -> None:
     for wrong in (0.0, -1.0, 1.01, float("nan")):
         with pytest.raises(UsageError, match="threshold"):
             index.duplicates(threshold=wrong)
@@ -122,6 +130,33 @@ def test_neighbours_are_found_among_more_than_are_compared_one_by_one() -> None:
     pairs = set(map(tuple, near_pairs(vectors, 0.95).tolist()))
     assert len(pairs & {(place, place + copies) for place in range(copies)}) >= 0.98 * copies
     assert len(pairs) < 2 * copies and time.monotonic() - started < 60
+
+
+def test_the_server_looks_once_at_a_time_and_pages(folder: Path, tmp_path: Path) -> None:
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        assert served.http.post("/api/duplicates", json={}).status_code == 404  # nothing is indexed yet
+        assert served.http.get("/api/duplicates").json()["state"] == "idle"
+        index.add(folder)
+        assert served.http.post("/api/duplicates", json={"threshold": 0.85}).status_code == 202
+        assert served.http.post("/api/duplicates", json={"threshold": 0.85}).status_code == 202
+        first = finished(served)
+        assert (first["number"], first["groups_total"], first["spare_total"]) == (1, 2, 4)
+        one = served.http.get("/api/duplicates", params={"k": 1}).json()
+        two = served.http.get("/api/duplicates", params={"k": 1, "cursor": one["cursor"]}).json()
+        assert one["groups"] + two["groups"] == first["groups"] and two["cursor"] is None
+        assert served.http.post("/api/duplicates", json={"threshold": 1}).status_code == 202
+        finished(served)
+        gone = served.http.get("/api/duplicates", params={"cursor": one["cursor"]})
+        assert gone.status_code == 410 and gone.headers["content-type"] == "application/problem+json"
+        for wrong in ({"threshold": 0}, {"threshold": 2}, {"under": ["x"] * 99}, {"other": 1}):
+            assert served.http.post("/api/duplicates", json=wrong).status_code == 422
+
+
+def finished(served: Served) -> dict[str, Any]:
+    """The groups, once they are found."""
+    while (said := served.http.get("/api/duplicates").json())["state"] == "running":
+        time.sleep(0.05)
+    return dict(said)
 
 
 def test_the_command_prints_a_table_json_and_spare_paths(mmsearch: Run, tmp_path: Path) -> None:

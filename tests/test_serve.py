@@ -337,6 +337,7 @@ def test_openapi_names_every_route_and_its_errors(served: Served) -> None:
         "/api/encode",
         "/api/items",
         "/api/feedback",
+        "/api/duplicates",
         "/api/map",
         "/api/map/points",
         "/api/items/{id}",

@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import blake2b
 from importlib.resources import files as package_files
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi import Path as InPath
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.types import ASGIApp
 
 from mmsearch import __version__
@@ -22,6 +22,7 @@ from mmsearch.items import Item
 from mmsearch.present import finite, hit_object, status_object
 from mmsearch.search import Hit
 from mmsearch.serve import shapes
+from mmsearch.serve.bodies import InvalidBodyError, is_json, json_body, picture
 from mmsearch.serve.files import is_there, open_item, zipped
 from mmsearch.serve.guard import Guard, same
 from mmsearch.serve.metrics import Metrics
@@ -43,7 +44,6 @@ PAGE_TYPES = {
     ".svg": "image/svg+xml",
     ".json": "application/manifest+json",
 }
-B = TypeVar("B", bound=BaseModel)
 _FIRST = "$response.body#/hits/0/id"
 _TO_ITEMS: dict[int | str, dict[str, Any]] = {  # what a hit's id is good for, in OpenAPI
     200: {
@@ -95,6 +95,7 @@ def make_app(service: Service) -> ASGIApp:
     _index_routes(app, service)
     _feedback_routes(app, service)
     _map_routes(app, service)
+    _duplicates_routes(app, service)
     _server_routes(app, service, metrics)
     _page_routes(app)
     _complete_openapi(app)
@@ -118,10 +119,10 @@ def _search_routes(app: FastAPI, service: Service) -> None:
         request: Request, params: Annotated[shapes.PictureParams, Query()]
     ) -> Response:
         """Find items by a picture (the body is its file, everything else in the address) or by JSON with terms."""
-        if _is_json(request):
-            asked = await _json_body(request, shapes.SearchIn, service)
+        if is_json(request):
+            asked = await json_body(request, shapes.SearchIn, service)
             return _page(await service.page(await service.query(asked), asked))
-        return _page(await service.page(await service.query(params, await _picture(request, service)), params))
+        return _page(await service.page(await service.query(params, await picture(request, service)), params))
 
     @app.get("/api/lookup", response_model=shapes.HitsOut, tags=["search"])
     async def lookup(params: Annotated[shapes.ItemLookupParams, Query()]) -> Response:
@@ -131,19 +132,19 @@ def _search_routes(app: FastAPI, service: Service) -> None:
     @app.post("/api/lookup", response_model=shapes.HitsOut, tags=["search"], openapi_extra=_body(None, IMAGES))
     async def lookup_by_picture(request: Request, params: Annotated[shapes.LookupParams, Query()]) -> Response:
         """The captions and passages that fit a picture best; the body is its file."""
-        picture = await service.decode(await _picture(request, service))
-        return _hits(await service.lookup(library_query.Query.of_picture(picture), params))
+        shown = await service.decode(await picture(request, service))
+        return _hits(await service.lookup(library_query.Query.of_picture(shown), params))
 
     @app.post(
         "/api/encode", response_model=shapes.VectorsOut, tags=["search"], openapi_extra=_body(shapes.EncodeIn, IMAGES)
     )
     async def encode(request: Request) -> Response:
         """Texts, or a picture, as vectors in the space of the index."""
-        if _is_json(request):
-            asked = await _json_body(request, shapes.EncodeIn, service)
+        if is_json(request):
+            asked = await json_body(request, shapes.EncodeIn, service)
             queries = [library_query.Query.words(text) for text in asked.texts]
         else:
-            queries = [library_query.Query.of_picture(await service.decode(await _picture(request, service)))]
+            queries = [library_query.Query.of_picture(await service.decode(await picture(request, service)))]
         rows = await service.searching.run(lambda: [service.index.encode(query) for query in queries])
         name, dim = service.index.encoder.name, service.index.encoder.dim
         return Escaped({"model": name, "dim": dim, "vectors": [row.tolist() for row in rows]})
@@ -193,7 +194,7 @@ def _item_routes(app: FastAPI, service: Service) -> None:
     @app.post("/api/items", response_model=shapes.ItemsOut, tags=["items"], openapi_extra=_body(shapes.IdsIn))
     async def items(request: Request) -> Response:
         """All that is known about several items, in the order of their ids."""
-        asked = await _json_body(request, shapes.IdsIn, service)
+        asked = await json_body(request, shapes.IdsIn, service)
         return Escaped(
             {"items": await service.reading.run(lambda: [_item_object(service.index.item(id)) for id in asked.ids])}
         )
@@ -207,7 +208,7 @@ def _item_routes(app: FastAPI, service: Service) -> None:
     )
     async def zip(request: Request) -> Response:
         """The files of a selection as one zip; what cannot be read is listed in it."""
-        asked = await _json_body(request, shapes.IdsIn, service)
+        asked = await json_body(request, shapes.IdsIn, service)
         items = await service.reading.run(lambda: [service.index.item(id) for id in dict.fromkeys(asked.ids)])
         headers = {"content-disposition": 'attachment; filename="mmsearch.zip"'}
         limit = service.settings.limits.zip_bytes
@@ -234,7 +235,7 @@ def _index_routes(app: FastAPI, service: Service) -> None:
     )
     async def start_index(request: Request) -> Response:
         """Put folders into the index, or bring them up to date; only those that the server was started to allow."""
-        asked = await _json_body(request, shapes.IndexIn, service)
+        asked = await json_body(request, shapes.IndexIn, service)
         for folder in asked.folders:
             if not service.settings.may_index(folder):
                 raise ProblemError(
@@ -282,7 +283,7 @@ def _feedback_routes(app: FastAPI, service: Service) -> None:
     @app.post("/api/feedback", response_model=shapes.KeptOut, tags=["feedback"], openapi_extra=_body(shapes.FeedbackIn))
     async def add_feedback(request: Request) -> Response:
         """Keep what somebody says of answers, for the next training of heads; no answer changes by it now."""
-        asked = await _json_body(request, shapes.FeedbackIn, service)
+        asked = await json_body(request, shapes.FeedbackIn, service)
         kept = await service.reading.run(
             lambda: service.index.add_feedback(asked.query, like=asked.like, unlike=asked.unlike, wait_s=WRITE_WAIT_S)
         )
@@ -326,6 +327,26 @@ def _map_routes(app: FastAPI, service: Service) -> None:
         return Response(content, media_type="application/octet-stream", headers=headers)
 
 
+def _duplicates_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/api/duplicates", response_model=shapes.DuplicatesOut, tags=["duplicates"])
+    async def duplicates(params: Annotated[shapes.DuplicatesParams, Query()]) -> Response:
+        """How far the search for duplicates is, and its groups once it is done."""
+        return Escaped(service.duplicates.page(params.k, params.cursor))
+
+    @app.post(
+        "/api/duplicates",
+        status_code=202,
+        response_model=shapes.DuplicatesOut,
+        tags=["duplicates"],
+        openapi_extra=_body(shapes.DuplicatesIn),
+    )
+    async def find_duplicates(request: Request) -> Response:
+        """Look for pictures that are one, in the background."""
+        asked = await json_body(request, shapes.DuplicatesIn, service)
+        await service.reading.run(lambda: service.duplicates.start(asked.threshold, asked.under))
+        return Escaped(service.duplicates.page(1, None), 202)
+
+
 def _server_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     settings = service.settings
 
@@ -334,7 +355,7 @@ def _server_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     )
     async def log_in(request: Request) -> Response:
         """Exchange the token for a cookie, for a browser."""
-        asked = await _json_body(request, shapes.TokenIn, service)
+        asked = await json_body(request, shapes.TokenIn, service)
         if settings.token is not None and not same(asked.token, settings.token):
             raise ProblemError("token-needed", "This is not the token that the server printed when it started.")
         answer = Response(status_code=204)
@@ -383,60 +404,6 @@ def _page_routes(app: FastAPI) -> None:
         if name not in kept:
             raise ProblemError("not-found", f"The page has no part of the name {name}.")
         return send(request, name)
-
-
-# Requests
-
-
-def _is_json(request: Request) -> bool:
-    return _content_type(request) == "application/json"
-
-
-def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _json_body(request: Request, shape: type[B], service: Service) -> B:
-    """The body as what it should be. Raises ProblemError, or RequestValidationError's answer."""
-    if not _is_json(request):  # which no form of another site can send
-        raise ProblemError("media-type", "The body is JSON, with the content type application/json.")
-    # A picture in base64 makes JSON long
-    limits = service.settings.limits
-    most = limits.body_bytes if shape is shapes.SearchIn else limits.json_bytes
-    body = await _read(request, most, limits.body_seconds)
-    try:
-        return shape.model_validate_json(body)
-    except ValidationError as error:
-        raise InvalidBodyError(error) from None
-
-
-class InvalidBodyError(Exception):
-    """A body that is not what it should be."""
-
-    def __init__(self, error: ValidationError) -> None:
-        super().__init__(str(error))
-        self.errors = error.errors(include_url=False, include_context=False, include_input=False)
-
-
-async def _picture(request: Request, service: Service) -> bytes:
-    kind = _content_type(request)
-    if not (kind.startswith("image/") or kind == "application/octet-stream"):
-        raise ProblemError("media-type", "The body is a picture file with the content type image/…, or JSON.")
-    return await _read(request, service.settings.limits.body_bytes, service.settings.limits.body_seconds)
-
-
-async def _read(request: Request, most_bytes: int, seconds: float) -> bytes:
-    """The body; no more of it is held than may be sent, and nobody waits for it for ever."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most_bytes:
-                    raise ProblemError("too-large", f"This body may have {most_bytes:,} bytes at the most.")
-    except TimeoutError:
-        raise ProblemError("malformed", f"The body did not arrive within {seconds:g} s.") from None
-    return bytes(body)
 
 
 # Answers

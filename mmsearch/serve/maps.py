@@ -93,7 +93,7 @@ class Maps:
                 raise _Ended
 
         try:
-            _give_way()
+            give_way()
             made = self._index.map(progress=take)
             self._unkept = None if self._index.kept_map() is not None else made
             self._work = _Work()
@@ -112,7 +112,7 @@ def packed(map_: Map) -> bytes:
     return b"".join(part.tobytes() for part in (map_.items.astype("<u4"), x, y, map_.is_text.astype("u1")))
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """For a thread that computes for long beside searches: one core, and that only when nobody else wants it."""
     import faiss
 

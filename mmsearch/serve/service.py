@@ -25,6 +25,7 @@ from mmsearch.index import Index
 from mmsearch.media import Decoded
 from mmsearch.query import Query, Term
 from mmsearch.search import Hit
+from mmsearch.serve.duplicates import Duplicates
 from mmsearch.serve.maps import Maps
 from mmsearch.serve.problems import ProblemError, log
 from mmsearch.serve.runs import Runs
@@ -55,6 +56,7 @@ class Service:
         self.settings = settings
         self.runs = Runs(index)
         self.maps = Maps(index)
+        self.duplicates = Duplicates(index)
         self.thumbnails = Thumbnails(index.folder)
         self.is_ending = False  # set where the server begins to end: nobody watches a run any longer then
         self._model_state: ModelState = "none"
@@ -84,6 +86,7 @@ class Service:
         """End what goes on, and give everything back but the index."""
         self.runs.close()
         self.maps.close()
+        self.duplicates.close()
         for work in (self.searching, self.decoding, self.reading):
             work.close()
         self.thumbnails.close()

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from mmsearch.duplicates import THRESHOLD
+
 MOST_HITS = 500  # in one page
 MOST_DEEP = 20_000  # hits that can be paged to; whoever reads on beyond is a program, and asks narrower
 MOST_LETTERS = 2_000
@@ -299,6 +301,58 @@ class KeptOut(BaseModel):
     """How many judgements were kept."""
 
     kept: int = Field(examples=[2])
+
+
+class DuplicatesIn(Strict):
+    """Which pictures are one."""
+
+    threshold: FiniteFloat = Field(
+        THRESHOLD, gt=0, le=1, description="How alike their details must be; 1 for copies to the byte alone."
+    )
+    under: list[Path] = Field([], max_length=MOST_TERMS, description="Only what lies below these folders.")
+
+
+class DuplicatesParams(Strict):
+    """A page of groups."""
+
+    k: int = Field(50, ge=1, le=MOST_HITS, description="How many groups on a page.")
+    cursor: str | None = Field(None, pattern=r"^[0-9]{1,9}\.[0-9]{1,9}$", description="From the page before.")
+
+
+class CopyOut(BaseModel):
+    """A picture of a group."""
+
+    id: str = Field(examples=["mm-15"])
+    path: str | None
+    width: int | None
+    height: int | None
+    size_bytes: int | None
+    likeness: float = Field(description="To the first of the group; 1 where the bytes are the same.")
+    is_exact: bool = Field(description="Whether it has the very bytes of the first.")
+
+
+class GroupOut(BaseModel):
+    """Copies and versions of one picture; what `mmsearch duplicates --json` prints."""
+
+    spare_bytes: int = Field(description="What all but the first take on disk.")
+    copies: list[CopyOut] = Field(description="The one with the most pixels first.")
+
+
+class DuplicatesOut(BaseModel):
+    """A search for duplicates, and a page of its groups once it is done."""
+
+    number: int
+    state: Literal["idle", "running", "done", "failed"] = Field(description="idle: none was asked for yet.")
+    threshold: float | None
+    done: int = Field(description="Files read so far, of those that may have a version.")
+    total: int
+    skipped: int
+    error: str | None
+    groups_total: int
+    spare_total: int
+    spare_bytes: int
+    groups: list[GroupOut]
+    cursor: str | None = Field(description="For the next page; null on the last.")
 
 
 class TokenIn(Strict):
