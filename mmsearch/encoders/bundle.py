@@ -7,6 +7,11 @@
     preprocess.json   everything else; written last, so that a folder without it is not a bundle
     README.md         the model card
 
+Of an encoder that was trained here there may also be, named by "extras" in preprocess.json (encoders/joint runs them):
+
+    fusion.onnx       "image_tokens", "text_tokens", "mask" -> "match" (n,), "classes" (n, c), logits of pairs
+    decoder.onnx      "image_tokens", "input_ids" -> "next" (n, t, vocabulary)
+
 The towers are loaded when they are first used, each for itself: a search by words never reads the image tower. Large
 weights lie beside the graphs (`image.onnx.data`) and are mapped, not read. The graphs were optimised when the bundle
 was made, as far as that holds on any processor.
@@ -35,6 +40,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from mmsearch.encoders.base import FloatArray, PixelArray
+from mmsearch.encoders.calibration import Calibration
 from mmsearch.encoders.heads import HEADS, project
 from mmsearch.encoders.preprocess import PixelSpec, fit
 from mmsearch.errors import ModelError
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
 
 Clean: TypeAlias = Literal["none", "whitespace", "lower", "canonicalize"]
 Tower: TypeAlias = Literal["image", "text"]
+Graph: TypeAlias = Literal["image", "text", "fusion", "decoder"]
 TokenArray: TypeAlias = npt.NDArray[np.int64]
 
 FORMAT = 1
@@ -99,6 +106,7 @@ class Manifest:
     text: TextSpec
     image_head: str
     text_head: str
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Bundle:
@@ -108,8 +116,8 @@ class Bundle:
         """For `Bundle.open`, which reads the manifest."""
         self.folder = folder
         self._manifest = manifest
-        self._image_tower = _TowerSession(folder, "image")
-        self._text_tower = _TowerSession(folder, "text")
+        self._image_tower = TowerSession(folder, "image")
+        self._text_tower = TowerSession(folder, "text")
         self._lock = threading.RLock()
         self._tokenizer: Tokenizer | None = None
         self._heads: dict[Tower, dict[str, FloatArray]] = {}
@@ -147,6 +155,30 @@ class Bundle:
     def max_tokens(self) -> int:
         """How many tokens of a text the text tower reads; the rest is cut."""
         return self._manifest.text.max_tokens
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """From how far a text stands out to a probability, where it was fitted for this model."""
+        says = self._manifest.extras.get("calibration")
+        return None if says is None else Calibration(says["slope"], says["intercept"])
+
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        """What the bundle says of its fusion encoder and its decoder; empty for most."""
+        return self._manifest.extras
+
+    def image_tokens(self, pixels: PixelArray) -> FloatArray:
+        """(n, height, width, 3) uint8 -> (n, tokens, width) float32, for a bundle with extras."""
+        return self._image_tower.run({"pixels": pixels}, "tokens")
+
+    def text_tokens(self, texts: Sequence[str]) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+        """-> (n, t, width) float32, and (n, t) which of them are no padding; for a bundle with extras."""
+        inputs = self._padded([self._token_row(text) for text in texts])
+        return self._text_tower.run(inputs, "tokens"), inputs["attention_mask"].astype(bool)
+
+    def words(self, ids: Sequence[int]) -> str:
+        """What tokens say."""
+        return str(self._tokens().decode(list(ids)))
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, before any cut."""
@@ -232,10 +264,10 @@ class Bundle:
             return self._heads[tower]
 
 
-class _TowerSession:
+class TowerSession:
     """An ONNX Runtime session that is made at its first run, once in every process that runs it."""
 
-    def __init__(self, folder: Path, tower: Tower) -> None:
+    def __init__(self, folder: Path, tower: Graph) -> None:
         self._folder = folder
         self._tower = tower
         # By process id: the threads of a session do not survive a fork, and neither does a lock that was held then.
@@ -243,12 +275,12 @@ class _TowerSession:
         self._locks: dict[int, threading.Lock] = {}
         self._runs = 0
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
-        """-> "features"; inputs that the graph does not have are left out."""
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], output: str = "features") -> FloatArray:
+        """-> one output; inputs that the graph does not have are left out."""
         self._runs += 1
         session = self._session()
         wanted = {entry.name for entry in session.get_inputs()}
-        features = session.run(["features"], {name: array for name, array in inputs.items() if name in wanted})[0]
+        features = session.run([output], {name: array for name, array in inputs.items() if name in wanted})[0]
         return np.asarray(features, dtype=np.float32)
 
     def width(self) -> int:
@@ -337,6 +369,7 @@ def write_bundle(
     text_head: HeadSpec,
     card: str,
     fingerprint: str | None = None,
+    extras: Mapping[str, Any] | None = None,
     check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
     """Makes the folder: all of it, or, after an error, none of it. What stood there before is replaced.
@@ -345,6 +378,7 @@ def write_bundle(
     tokenizer_json: the text of a `tokenizers` file. card: the model card, Markdown.
     fingerprint: what an index remembers; by default a hash of all that is written here. A model that is converted again
         by newer libraries gives files that differ in no way that matters: pass a hash of its weights then.
+    extras: what is to be said of `fusion.onnx`, `decoder.onnx` and the calibration, if there are any.
     check: called with the finished bundle before it takes its place; what it raises keeps it from there.
     """
     target = Path(folder)
@@ -360,6 +394,8 @@ def write_bundle(
             "text": asdict(text),
             "heads": {"image": {"kind": image_head.kind}, "text": {"kind": text_head.kind}},
         }
+        if extras:
+            says["extras"] = dict(extras)
         says["fingerprint"] = fingerprint or _content_hash(draft, says)
         (draft / "README.md").write_text(card, encoding="utf-8")
         says["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
@@ -468,7 +504,13 @@ def _read_manifest(folder: Path) -> Manifest:
         if not {*heads} <= {*HEADS}:
             raise _damaged(folder, f"{' or '.join(heads)} is not a kind of projection head")
         return Manifest(
-            says["name"], says["dim"], says["fingerprint"], PixelSpec(**says["image"]), TextSpec(**says["text"]), *heads
+            says["name"],
+            says["dim"],
+            says["fingerprint"],
+            PixelSpec(**says["image"]),
+            TextSpec(**says["text"]),
+            *heads,
+            says.get("extras", {}),
         )
     except FileNotFoundError as error:
         raise _damaged(folder, f"{Path(error.filename).name} is missing") from error
@@ -510,7 +552,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _open_session(folder: Path, tower: Tower, packed: bool) -> "InferenceSession":
+def _open_session(folder: Path, tower: Graph, packed: bool) -> "InferenceSession":
     import onnxruntime as ort
     from onnxruntime.capi import onnxruntime_pybind11_state as failures
 

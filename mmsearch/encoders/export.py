@@ -12,7 +12,6 @@ import json
 import os
 import pickle
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -32,13 +31,13 @@ from safetensors import SafetensorError
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from mmsearch.encoders.bundle import Bundle, Clean, HeadSpec, TextSpec, optimise, write_bundle
+from mmsearch.encoders.bundle import Bundle, Clean, HeadSpec, TextSpec, write_bundle
+from mmsearch.encoders.conversion import convert
 from mmsearch.encoders.openclip import OUT_OF_REACH, Progress
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import ModelError
 
 AGREEMENT = 0.999  # cosine between torch and the bundle, the least of all rows
-OPSET = 20  # the first with Gelu, which ONNX Runtime has as one kernel
 SAMPLES = (
     "",
     "a dog",
@@ -72,9 +71,14 @@ def export_bundle(
     def write_towers(draft: Path) -> None:
         progress("converting the text tower")
         free = {0: "n"} if text.fixed_length else {0: "n", 1: "t"}
-        _convert(towers.pop(), ids if text.fixed_length else ids[:, :-3], "input_ids", free, draft / "text.onnx")
+        convert(
+            towers.pop(),
+            {"input_ids": ids if text.fixed_length else ids[:, :-3]},
+            {"input_ids": free},
+            draft / "text.onnx",
+        )
         progress("converting the image tower")
-        _convert(towers.pop(), sample, "pixels", {0: "n"}, draft / "image.onnx")
+        convert(towers.pop(), {"pixels": sample}, {"pixels": {0: "n"}}, draft / "image.onnx")
         progress("comparing the result with open_clip's")
 
     def check(bundle: Bundle) -> None:
@@ -482,32 +486,6 @@ def _between(first: str, first_id: int, last: str, last_id: int) -> dict[str, An
     put.append({"SpecialToken": {"id": last, "type_id": 0}})
     pair = [*put, {"Sequence": {"id": "B", "type_id": 1}}]
     return {"type": "TemplateProcessing", "single": put, "pair": pair, "special_tokens": tokens}
-
-
-# Conversion
-
-
-def _convert(tower: nn.Module, sample: Tensor, name: str, free: dict[int, str], path: Path) -> None:
-    """Writes an ONNX file of a tower; `free` names the axes of its input that may be of any length."""
-    axes = {axis: torch.export.Dim(label) for axis, label in free.items()}
-    with tempfile.TemporaryDirectory(dir=path.parent) as plain:
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                program: Any = torch.onnx.export(
-                    tower.eval(),
-                    (sample,),
-                    dynamo=True,
-                    input_names=[name],
-                    output_names=["features"],
-                    dynamic_shapes=(axes,),
-                    opset_version=OPSET,
-                    verbose=False,
-                )
-        except torch.onnx.OnnxExporterError as error:
-            raise ModelError(f"torch cannot write it as ONNX: {_reason(error)[:300]}") from error
-        program.save(Path(plain) / path.name, external_data=True)
-        del program
-        optimise(Path(plain) / path.name, path)
 
 
 def _least_cosine(rows: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:

@@ -1,0 +1,49 @@
+"""A torch module -> an ONNX file that ONNX Runtime runs, its graph optimised as far as that holds on any processor."""
+
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmsearch.encoders.bundle import optimise
+from mmsearch.errors import ModelError
+
+OPSET = 20  # the first with Gelu, which ONNX Runtime has as one kernel
+
+
+def convert(
+    tower: nn.Module,
+    samples: Mapping[str, Tensor],
+    free: Mapping[str, Mapping[int, str]],
+    path: Path,
+    outputs: Sequence[str] = ("features",),
+) -> None:
+    """Writes an ONNX file. samples: an input of each name, in the order of the module's arguments.
+
+    free: the axes of inputs that may be of any length, each with its name; one name is one length. Raises ModelError.
+    """
+    dims = {label: torch.export.Dim(label) for axes in free.values() for label in axes.values()}
+    shapes = tuple({axis: dims[label] for axis, label in free.get(name, {}).items()} for name in samples)
+    with tempfile.TemporaryDirectory(dir=path.parent) as plain:
+        try:
+            with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the exporter's to its own authors
+                program: Any = torch.onnx.export(
+                    tower.eval(),
+                    tuple(samples.values()),
+                    dynamo=True,
+                    input_names=list(samples),
+                    output_names=list(outputs),
+                    dynamic_shapes=shapes,
+                    opset_version=OPSET,
+                    verbose=False,
+                )
+        except torch.onnx.OnnxExporterError as error:
+            raise ModelError(f"torch cannot write it as ONNX: {' '.join(str(error).split())[:300]}") from error
+        program.save(Path(plain) / path.name, external_data=True)
+        del program
+        optimise(Path(plain) / path.name, path)
