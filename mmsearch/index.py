@@ -36,6 +36,7 @@ from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, descri
 from mmsearch.map import Map
 from mmsearch.planning import IngestOptions, Report
 from mmsearch.query import Asked, Picture, Query, picture
+from mmsearch.reranking import RERANKED, reranked
 from mmsearch.search import Filters, Hit
 from mmsearch.store import queries
 from mmsearch.store.metadata import Store
@@ -287,11 +288,13 @@ class Index:
         near: tuple[float, float, float] | None = None,
         min_score: float | None = None,
         where: Mapping[str, Any] | None = None,
+        rerank: bool = False,
     ) -> list[Hit]:
         """The k best hits, pictures and passages, best first; fewer only where fewer pass the filters.
 
         query: words, "beach + ./dog.jpg - people", a path object, a PIL image, or a Query. A string may name pictures
         on this machine; for strings from strangers use Query.words. The filters are those of mmsearch.search.Filters.
+        rerank: let the model's fusion encoder read the first 50 pictures together with the words, and order them.
         Raises QueryError, MediaError, UsageError.
         """
         filters = Filters(kind, _folders(under), after, before, near, min_score, where or {})
@@ -299,7 +302,9 @@ class Index:
         with self._asked(asked) as (reader, vector, hashes):
             named = (number for name in asked.items if (number := _number(reader, name)) is not None)
             same = frozenset((*reader.items_with_content(hashes), *named))
-            return search.rank(reader, self._vector_index, vector, asked.text, filters, k=_positive(k), leave_out=same)
+            deep = max(_positive(k), RERANKED) if rerank else _positive(k)
+            hits = search.rank(reader, self._vector_index, vector, asked.text, filters, k=deep, leave_out=same)
+        return reranked(self._loaded(), asked.text, hits)[:k] if rerank else hits
 
     def lookup(
         self,
@@ -337,7 +342,7 @@ class Index:
     def describe(self, image: Asked, *, k: int = 5) -> Description:
         """What can be said of a picture, and who says so: the k nearest captions that fit, and everyday words."""
         judge = self._judge()
-        return described(judge.fitting(image, self.lookup(image, k=k)), judge.tags(image))
+        return described(judge.fitting(image, self.lookup(image, k=k)), judge.tags(image), judge.said(image))
 
     def _judge(self) -> Judge:
         """By the model of the index, under the heads in use now."""
@@ -346,6 +351,7 @@ class Index:
         return Judge(
             lambda image: self._query_vector(_of_picture(image), heads)[0],
             lambda texts: self._vectors_of_texts(texts, heads, cached_apart=True),
+            self._loaded(),
             getattr(self._loaded(), "calibration", None) if heads is None else None,
         )
 

@@ -15,6 +15,7 @@ import numpy as np
 from mmsearch.embedding import decoded_for, embed_pixels, embed_texts
 from mmsearch.encoders.base import Encoder, FloatArray
 from mmsearch.encoders.calibration import Calibration
+from mmsearch.encoders.joint import describing_of, fused_of
 from mmsearch.errors import UsageError
 from mmsearch.everyday import QUERIES, SUBJECTS
 
@@ -68,25 +69,33 @@ class Description:
 class Judge:
     """Judges pictures by one model, in its own space or that of an index with its heads.
 
-    embed_image: a picture, however it is given, -> (dim,) unit. embed_texts: -> (n, dim) unit rows.
+    embed_image: a picture, however it is given, -> (dim,) unit. embed_texts: -> (n, dim) unit rows. encoder: that may
+    have a fusion encoder and a decoder (encoders/joint).
     """
 
     def __init__(
         self,
         embed_image: Callable[[Any], FloatArray],
         embed_texts: Callable[[Sequence[str]], FloatArray],
+        encoder: Encoder,
         calibration: Calibration | None = None,
     ) -> None:
         self._embed_image = embed_image
         self._embed_texts = embed_texts
+        self._encoder = encoder
         self._calibration = calibration or USUAL
 
     def match(self, image: Any, text: str) -> Match:
         """Whether a text belongs to a picture. Raises UsageError for an empty text."""
         if not text.strip():
             raise UsageError("match needs a text. Say what the picture should show.")
+        image = decoded_for(self._encoder, image)
         picture = self._embed_image(image)
         row = self._embed_texts([text])
+        fused = fused_of(self._encoder)
+        if fused is not None and fused.matches:
+            likely = float(fused.match(image.pixels[None], [text])[0])
+            return Match(likely, float(row[0] @ picture), "fusion encoder")
         stands_out = standing(picture, row, self._embed_texts(QUERIES))
         return Match(float(self._calibration.probability(stands_out)[0]), float(row[0] @ picture), "calibrated cosine")
 
@@ -95,8 +104,13 @@ class Judge:
     ) -> list[Label]:
         """Labels with their shares, likeliest first. text: what is said with the picture, judged with it, half each.
 
-        Each label stands for the mean of its prompts. Raises UsageError for fewer than two labels, or the same twice.
+        Each label stands for the mean of its prompts. Without labels, those that the model was trained to tell apart,
+        where there are any. Raises UsageError for fewer than two labels, or the same twice.
         """
+        if not labels and (fused := fused_of(self._encoder)) is not None and fused.classes:
+            shares = fused.classify(decoded_for(self._encoder, image).pixels[None], [text or ""])[0]
+            order = np.argsort(-shares, kind="stable")
+            return [Label(fused.classes[place], float(shares[place]), "trained head") for place in order]
         if len(labels) < 2 or len({*labels}) < len(labels) or not all(label.strip() for label in labels):
             raise UsageError("classify needs two or more different labels, as in --labels cat,dog,bird.")
         if not templates or not all("{}" in template for template in templates):
@@ -119,6 +133,11 @@ class Judge:
         best = [int(place) for place in np.argsort(-likely, kind="stable")[:most] if likely[place] > LIKELY]
         return {SUBJECTS[place]: float(likely[place]) for place in best}
 
+    def said(self, image: Any) -> str | None:
+        """What the model's decoder says of a picture; None where it has none, or says nothing."""
+        describing = describing_of(self._encoder)
+        return None if describing is None else describing.describe(decoded_for(self._encoder, image).pixels) or None
+
     def fitting(self, image: Any, captions: Sequence["Hit"]) -> list["Hit"]:
         """The captions, each with its cosine with the picture as score, that are likelier to fit than not."""
         scores = np.array([hit.score for hit in captions], np.float32)
@@ -137,7 +156,7 @@ def judge_of(encoder: Encoder) -> Judge:
     def embed(texts: Sequence[str]) -> FloatArray:
         return np.stack([row.vector for row in embed_texts(encoder, texts)])
 
-    return Judge(embed_image, embed, getattr(encoder, "calibration", None))
+    return Judge(embed_image, embed, encoder, getattr(encoder, "calibration", None))
 
 
 def standing(picture: FloatArray, texts: FloatArray, everyday: FloatArray) -> FloatArray:

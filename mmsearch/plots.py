@@ -1,6 +1,6 @@
 """Figures as pictures. The only room that imports matplotlib, and only once something is to be drawn."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,27 @@ def evaluation_plots(evaluation: Evaluation, folder: str | Path) -> list[Path]:
 
     drawn = {"recall.png": ("Recall", recall), "ranks.png": ("Ranks", ranks), "scores.png": ("Scores", scores)}
     return write(folder, {name: png(title, draw) for name, (title, draw) in drawn.items()})
+
+
+def training_curves(history: Sequence[Mapping[str, float]]) -> bytes:
+    """A PNG file of a training: its losses, and the held-out recall where it was measured. history: a record a look."""
+    losses = [name for name in history[0] if name not in ("step", "recall@10")]
+    shown = [name for name in losses if name != "loss"] if len(losses) > 2 else ["loss"]
+
+    def draw(axes: "Axes") -> None:
+        steps = [record["step"] for record in history]
+        for name, style in zip(shown, ("-", "--", "-.", ":") * 2, strict=False):
+            axes.plot(steps, [record[name] for record in history], style, color=ORANGE, label=name)
+        axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
+        if "recall@10" in history[-1]:
+            beside = axes.twinx()
+            beside.plot(steps, [record.get("recall@10", np.nan) for record in history], color=BLUE, label="recall@10")
+            beside.set(ylabel="held-out recall@10", ylim=(0, 1.02))
+            beside.yaxis.label.set_color(BLUE)
+        axes.yaxis.label.set_color(ORANGE)
+        axes.legend(frameon=False, loc="upper right")
+
+    return png("Training", draw)
 
 
 def write(folder: str | Path, files: Mapping[str, bytes]) -> list[Path]:

@@ -47,7 +47,7 @@ def test_every_block_about_the_api_runs_as_it_stands(checkout: Path) -> None:
     run_blocks((ROOT / "docs" / "serve.md").read_text(encoding="utf-8"), checkout)
 
 
-@pytest.mark.parametrize("page", ["judging", "training"])
+@pytest.mark.parametrize("page", ["judging", "training", pytest.param("encoders", marks=pytest.mark.slow)])
 def test_every_block_of_a_page_runs_as_it_stands(page: str, checkout: Path) -> None:
     run_blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), checkout)
 

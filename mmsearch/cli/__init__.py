@@ -11,6 +11,7 @@ import click
 
 from mmsearch import __version__
 from mmsearch.cli.duplicates import duplicates_command
+from mmsearch.cli.encoders import train_encoder_command
 from mmsearch.cli.indexing import index_command, models_command, remove_command, status_command
 from mmsearch.cli.judging import classify_command, describe_command, match_command
 from mmsearch.cli.measuring import evaluate_command
@@ -80,5 +81,6 @@ def cli() -> None:
     """
 
 
+train_group.add_command(train_encoder_command)
 for command in COMMANDS:
     cli.add_command(command)

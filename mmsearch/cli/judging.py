@@ -54,7 +54,7 @@ def match_command(image: str, text: tuple[str, ...], index_name: str, model: str
 @click.command(name="classify")
 @click.argument("image", type=click.Path())
 @click.argument("text", nargs=-1)
-@click.option("--labels", metavar="A,B,…", help="What to choose from, parted by commas.")
+@click.option("--labels", metavar="A,B,…", help="What to choose from, parted by commas; none asks a trained head.")
 @click.option("--template", metavar="TEXT", multiple=True, help='How a label is said: "a map of {}". Repeatable.')
 @judge_options
 def classify_command(
@@ -96,7 +96,7 @@ def describe_command(image: str, index_name: str, model: str | None, as_json: bo
     """
     with _asked(index_name, model) as asks:
         shown = _picture(image)
-        found = asks.describe(shown) if isinstance(asks, Index) else described((), asks.tags(shown))
+        found = asks.describe(shown) if isinstance(asks, Index) else described((), asks.tags(shown), asks.said(shown))
     if as_json:
         says: dict[str, Any] = {
             "text": found.text,

@@ -41,6 +41,7 @@ class QueryCommand(click.Command):
     "--like", metavar="ID", multiple=True, help="Draw the query towards an item (--json has ids). Repeatable."
 )
 @click.option("--unlike", metavar="ID", multiple=True, help="Draw the query away from an item. Repeatable.")
+@click.option("--rerank", is_flag=True, help="Let the model's fusion encoder order the first 50 pictures.")
 @output_options
 def search_command(
     query: tuple[str, ...],
@@ -52,6 +53,7 @@ def search_command(
     before: str | None,
     near: str | None,
     min_score: float | None,
+    rerank: bool,
     like: tuple[str, ...],
     unlike: tuple[str, ...],
     output: Output,
@@ -81,6 +83,7 @@ def search_command(
             before=before,
             near=_near(near),
             min_score=min_score,
+            rerank=rerank,
         )
     output.show(hits, asked)
 

@@ -95,7 +95,7 @@ def train_heads_command(
         for key, value in vars(HeadSettings()).items():
             click.echo(f"{key} = {json.dumps(value)}")
         return
-    settings = HeadSettings.of(_settings(config, set_))
+    settings = HeadSettings.of(settings_of(config, set_))
     with Index(index_folder(index_name), notify=note) as index:
         report = index.train_heads(
             *pairs,
@@ -113,7 +113,8 @@ def train_heads_command(
     click.echo(report.to_json() if as_json else _report(report))
 
 
-def _settings(config: str | None, given: tuple[str, ...]) -> dict[str, Any]:
+def settings_of(config: str | None, given: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of a TOML file, and over them those given one by one. Raises UsageError."""
     settings: dict[str, Any] = {}
     if config is not None:
         try:

@@ -1,0 +1,190 @@
+"""From a trained model to a bundle that `index --model` reads at once, compared with torch before it is kept."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmsearch.encoders.base import FloatArray
+from mmsearch.encoders.bundle import Bundle, HeadSpec, write_bundle
+from mmsearch.encoders.calibration import Calibration
+from mmsearch.encoders.conversion import convert
+from mmsearch.encoders.joint import describing_of, fused_of
+from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch.errors import ModelError
+from mmsearch.everyday import QUERIES
+from mmsearch.judging import standing
+from mmsearch.train.model import Model
+from mmsearch.train.towers import ImageTower, TextTower
+from mmsearch.train.words import BEGIN, END, Words
+
+AGREEMENT = 0.999  # cosine between torch and the bundle, the least of all rows
+PROBABILITY_APART = 0.01  # and of a fusion encoder's probabilities, the most
+CALIBRATED_FROM = 30  # held-out pairs
+SAMPLES = ("a dog", "red", "a longer text with a few more words in it", "")
+
+HeldOut = tuple[FloatArray, FloatArray, "np.ndarray[Any, Any]"]
+
+
+class _Tower(nn.Module):
+    """A tower as a graph: its features, and its tokens where something reads them."""
+
+    def __init__(self, tower: ImageTower | TextTower, with_tokens: bool) -> None:
+        super().__init__()
+        self.tower, self.with_tokens = tower, with_tokens
+
+    def forward(self, given: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        read = self.tower(given)
+        return (read.features, read.tokens) if self.with_tokens else read.features
+
+
+def make_bundle(
+    folder: Path,
+    model: Model,
+    words: Words,
+    spec: PixelSpec,
+    classes: Sequence[str],
+    facts: Mapping[str, str],
+    held_out: HeldOut | None,
+) -> Bundle:
+    """Writes the bundle of a model on the CPU. facts: for the card. held_out: to calibrate by.
+
+    Raises ModelError where torch cannot write it, or where the result does not agree with torch.
+    """
+    model.eval()
+    design = model.design
+    pixels = _sample_pixels(spec)
+    ids = torch.from_numpy(words.rows(list(SAMPLES)))
+    joint = model.fusion is not None or model.decoder is not None
+    outputs = ("features", "tokens") if joint else ("features",)
+    with torch.inference_mode():
+        shown, said = model.image(pixels), model.text(ids)
+        expected = model.image_vectors(shown).numpy(), model.text_vectors(said).numpy()
+
+    def towers(draft: Path) -> None:
+        convert(_Tower(model.image, joint), {"pixels": pixels}, {"pixels": {0: "n"}}, draft / "image.onnx", outputs)
+        free = {"input_ids": {0: "n", 1: "t"}}
+        convert(_Tower(model.text, joint), {"input_ids": ids}, free, draft / "text.onnx", outputs)
+        image_tokens = shown.tokens.clone()
+        if model.fusion is not None:
+            text_tokens = said.tokens.clone()[: len(image_tokens)]
+            mask = (ids != words.spec.pad_id)[: len(image_tokens)]
+            samples = {"image_tokens": image_tokens, "text_tokens": text_tokens, "mask": mask}
+            axes = {"image_tokens": {0: "n"}, "text_tokens": {0: "n", 1: "t"}, "mask": {0: "n", 1: "t"}}
+            convert(model.fusion, samples, axes, draft / "fusion.onnx", ("match", "classes"))
+        if model.decoder is not None:
+            samples = {"image_tokens": image_tokens, "input_ids": ids[: len(image_tokens)]}
+            axes = {"image_tokens": {0: "n"}, "input_ids": {0: "n", 1: "t"}}
+            convert(model.decoder, samples, axes, draft / "decoder.onnx", ("next",))
+
+    extras: dict[str, Any] = {}
+    curve = _calibration(model, words, held_out)
+    if curve is not None:
+        extras["calibration"] = {"slope": curve.slope, "intercept": curve.intercept}
+    if model.fusion is not None:
+        extras["fusion"] = {"matches": "matching" in design.objective, "classes": list(classes)}
+    if model.decoder is not None:
+        extras["decoder"] = {"begin": words.id(BEGIN), "end": words.id(END)}
+
+    def check(bundle: Bundle) -> None:
+        images = bundle.project_images(bundle.image_features(pixels.numpy()))
+        texts = bundle.encode_texts(SAMPLES)
+        least = min(float((rows * due).sum(axis=1).min()) for rows, due in zip((images, texts), expected, strict=True))
+        if not least >= AGREEMENT:  # also where it is not a number
+            raise ModelError(f"The model in ONNX differs from torch's (cosine {least:.4f}); it is not kept.")
+        fused, describing = fused_of(bundle), describing_of(bundle)
+        if fused is not None and model.fusion is not None:
+            apart = float(np.abs(fused.match(pixels.numpy(), list(SAMPLES[:3])) - _matches(model, pixels, words)).max())
+            if not apart <= PROBABILITY_APART:
+                raise ModelError(f"The fusion encoder in ONNX differs from torch's (by {apart:.4f}); it is not kept.")
+        if describing is not None:
+            describing.describe(pixels.numpy()[0])
+
+    return write_bundle(
+        folder,
+        towers,
+        name=folder.name,
+        dim=design.dim,
+        pixels=spec,
+        text=words.spec,
+        tokenizer_json=words.json,
+        image_head=_linear(model.image_head),
+        text_head=_linear(model.text_head),
+        card=_card(folder.name, model, spec, words, facts),
+        extras=extras,
+        check=check,
+    )
+
+
+def _matches(model: Model, pixels: Tensor, words: Words) -> FloatArray:
+    assert model.fusion is not None
+    ids = torch.from_numpy(words.rows(list(SAMPLES[:3])))
+    with torch.inference_mode():
+        logits, _ = model.fusion(model.image(pixels).tokens, model.text(ids).tokens, ids != words.spec.pad_id)
+    likely: FloatArray = logits.sigmoid().numpy()
+    return likely
+
+
+def _calibration(model: Model, words: Words, held_out: HeldOut | None) -> Calibration | None:
+    """The curve of `match`, on pairs that nothing was learned from; None where there are too few."""
+    if held_out is None or len(held_out[0]) < CALIBRATED_FROM:
+        return None
+    images, texts, right = held_out
+    with torch.inference_mode():
+        everyday = model.text_vectors(model.text(torch.from_numpy(words.rows(QUERIES)))).numpy()
+    read = np.stack([standing(picture, texts, everyday) for picture in images])  # (pictures, texts)
+    return Calibration.fitted(read[right], read[~right])
+
+
+def _linear(layer: nn.Linear) -> HeadSpec:
+    return HeadSpec("linear", {"weight": layer.weight.detach().T.contiguous().numpy()})
+
+
+def _sample_pixels(spec: PixelSpec) -> Tensor:
+    """Three pictures that have little in common: noise, a gradient, stripes."""
+    noise = torch.randint(0, 256, (spec.height, spec.width, 3), generator=torch.Generator().manual_seed(0))
+    gradient = torch.linspace(0, 255, spec.width)[None, :, None].expand_as(noise)
+    stripes = (torch.arange(spec.height) // 16 % 2 * 255)[:, None, None].expand_as(noise)
+    return torch.stack([noise, gradient.long(), stripes]).to(torch.uint8)
+
+
+def _card(name: str, model: Model, spec: PixelSpec, words: Words, facts: Mapping[str, str]) -> str:
+    design = model.design
+    parameters = {
+        part: sum(each.numel() for each in module.parameters()) / 1e6
+        for part, module in model.named_children()
+        if module is not None
+    }
+    joined = [f"fusion: {design.fusion}"] if model.fusion is not None else []
+    joined += ["a decoder"] if model.decoder is not None else []
+    objectives = " + ".join(f"{weight:g} {kind}" for kind, weight in design.objective.items())
+    made = datetime.datetime.now(datetime.UTC).date()
+    rows = {
+        "image tower": f"{design.image_tower}, {parameters['image']:.1f} M parameters, "
+        f"{design.image_weights or 'random weights'} at the start",
+        "text tower": f"{design.text_tower}, {parameters['text']:.1f} M parameters, {len(words):,} tokens",
+        "beside them": ", ".join(joined) or "nothing",
+        "vectors": f"{design.dim} numbers, length 1",
+        "pictures": f"{spec.width} x {spec.height}, {spec.resize}",
+        "texts": f"at most {words.spec.max_tokens} tokens",
+        "objective": objectives,
+        "optimizer": f"{design.optimizer}, {design.schedule}, learning rate {design.learning_rate:g}, "
+        f"weight decay {design.weight_decay:g}",
+        **facts,
+        "made": f"{made}, with torch {version('torch')} and timm {version('timm')}",
+    }
+    listed = "\n".join(f"| {what} | {said} |" for what, said in rows.items())
+    return f"""# {name}
+
+An encoder trained by `mmsearch train encoder`. It knows what its pairs showed, and what they said of it, no more.
+Its licence is yours to choose, within what the pictures and texts allow that it has learned from.
+
+| | |
+| --- | --- |
+{listed}
+"""
