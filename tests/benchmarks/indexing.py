@@ -5,7 +5,7 @@ The rate of small pictures is also given as a share of what the encoder alone do
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,13 @@ DISTINCT = 24  # pictures that are drawn; the others are links to them, decoded 
 
 def rows(folder: Path, quick: bool) -> Iterator[Row]:
     """Measure in an empty folder."""
-    for what, size, count in (
-        ("12-megapixel photographs", (4000, 3000), 120 if quick else 10_000),
-        ("small pictures (512 px)", (512, 384), 600 if quick else 10_000),
+    for what, size, count, formats in (
+        ("12-megapixel photographs", (4000, 3000), 120 if quick else 10_000, ("jpg",)),
+        ("small pictures (512 px; JPEG, PNG, WebP)", (512, 384), 600 if quick else 10_000, ("jpg", "png", "webp")),
     ):
         photos = folder / f"{size[0]}"
         photos.mkdir()
-        draw(photos, size, count)
+        draw(photos, size, count, formats)
         ran = run(
             ["index", str(photos), "--model", "lite", "-i", str(folder / f"index-{size[0]}"), "--quiet"],
             watch_memory=True,
@@ -40,14 +40,17 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
         )
 
 
-def draw(folder: Path, size: tuple[int, int], count: int) -> None:
-    """So many photographs, of which only the first few are drawn."""
+def draw(folder: Path, size: tuple[int, int], count: int, formats: Sequence[str] = ("jpg",)) -> None:
+    """So many photographs, in turn of each format; only the first few are drawn."""
     for number in range(count):
-        path = folder / f"{number:05}.jpg"
-        if number < DISTINCT:
+        suffix = formats[number % len(formats)]
+        path = folder / f"{number:05}.{suffix}"
+        if number >= DISTINCT:
+            os.link(folder / f"{number % DISTINCT:05}.{suffix}", path)  # DISTINCT is a multiple of how many formats
+        elif suffix == "jpg":
             pictures.photo(path, size, number)
         else:
-            os.link(folder / f"{number % DISTINCT:05}.jpg", path)
+            pictures.scene(size, number).save(path, quality=88)
 
 
 def encoder_rate() -> float:
