@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mmsearch.embedding import fits
 from mmsearch.encoders.base import Encoder, FloatArray
 from mmsearch.errors import UsageError
 from mmsearch.sources.pairs import Pair
@@ -80,6 +81,7 @@ class Prepared:
     pairs: tuple[Kept, ...]
     left_out: tuple[tuple[str, str], ...]  # where, reason
     changed: int  # captions whose white space or code points were put in order
+    cut: int  # captions that are longer, in its own tokens, than the text tower reads
     alike: tuple[tuple[str, str], ...]  # pictures that are nearly the same, and so stay on one side
     often: tuple[tuple[str, int], ...]  # captions that tell few pictures apart, and of how many
     options: PrepareOptions
@@ -113,6 +115,7 @@ class Prepared:
             "counts": self.counts,
             "reasons": self.reasons,
             "captions put in order": self.changed,
+            "captions longer than the model reads": self.cut,
             "nearly the same pictures": len(self.alike),
             "sha256": hashlib.sha256(self.table().encode("utf-8", "surrogateescape")).hexdigest(),
         }
@@ -154,10 +157,12 @@ def prepare(
     left_out += [("", "says what another row says of the same picture")] * max(0, repeated)
     often = Counter(pair.caption for pair in kept)
     most = TOLD_OFTEN * len(gathered.pictures)
+    whole = fits(encoder())
     return Prepared(
         tuple(kept),
         tuple(left_out),
         changed,
+        sum(not whole(text) for text in gathered.said),
         tuple((gathered.names[one], gathered.names[other]) for one, other in alike),
         tuple((text, count) for text, count in often.most_common() if count > max(most, 1)),
         options,

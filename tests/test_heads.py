@@ -187,6 +187,22 @@ def test_feedback_is_kept_and_the_last_word_counts(index: Index) -> None:
         index.add_feedback("warm", like=["red 0"], unlike=["red 0"])
 
 
+def test_a_remembered_query_is_not_taken_for_one_under_other_heads(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    turned = TrainedHeads.of("turned", {"text.weight": random.standard_normal((384, 384)).astype(np.float32)})
+    with Index(tmp_path / "index", model="lite") as index:
+        index.add_texts(["a dog on the beach"])
+        keep(index, turned)
+        before = index.encode("a dog")
+        index.use_heads("turned")
+        under = index.encode("a dog")
+        assert float(before @ under) < 0.5
+        with Index(tmp_path / "index") as other:  # which remembers it
+            assert np.array_equal(other.encode("a dog"), under)
+        index.use_heads(None)
+        assert np.array_equal(index.encode("a dog"), before)
+
+
 def _vectors(index: Index) -> dict[int, bytes]:
     with Store(index.folder).read() as reader:
         ids = reader.items_of_kind("image") + reader.items_of_kind("text")

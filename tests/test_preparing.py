@@ -47,10 +47,11 @@ def test_each_thing_that_is_wrong_has_its_reason(index: Index, tmp_path: Path) -
         ("e.png", "Click here to enlarge"),
         ("broken.png", "something"),
         ("gone.png", "something"),
-        ("f.png", "a black square"),
+        ("f.png", "a black square " + "that goes on and on " * 14),  # 73 words; this encoder reads 60
     ]
     prepared = index.prepare_pairs(table(tmp_path / "pairs.csv", rows))
-    assert sorted(pair.caption for pair in prepared.pairs) == ["a black square", "a café in red"]
+    assert sorted(pair.caption[:14] for pair in prepared.pairs) == ["a black square", "a café in red"]
+    assert prepared.cut == 1
     reasons = prepared.reasons
     assert reasons["its caption is boilerplate"] == 2
     assert reasons["its caption is empty"] == 1

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,10 +28,19 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("dialect"))
 
 
-@pytest.fixture
-def index(tmp_path: Path, pairs: Path) -> Iterator[Index]:
-    with Index(tmp_path / "index", encoder=DialectEncoder()) as index:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> Path:
+    """An index of the pictures, to be copied."""
+    folder = tmp_path_factory.mktemp("made") / "index"
+    with Index(folder, encoder=DialectEncoder()) as index:
         index.add(pairs.parent)
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path: Path, made: Path) -> Iterator[Index]:
+    shutil.copytree(made, tmp_path / "index")
+    with Index(tmp_path / "index", encoder=DialectEncoder()) as index:
         yield index
 
 

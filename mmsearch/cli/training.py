@@ -291,6 +291,8 @@ def _print_prepared(prepared: "Prepared") -> None:
         click.echo(table(("left out", "why"), rows[:20], right=(0,)))
     if prepared.alike:
         note(f"{len(prepared.alike):,} pictures are nearly the same as another; they stay on one side of the split")
+    if prepared.cut:
+        note(f"{prepared.cut:,} captions are longer than the model reads; the rest of them is not learned from")
     for text, count in prepared.often[:3]:
         note(f"{count:,} pairs have the caption '{text}', which tells few pictures apart")
 
