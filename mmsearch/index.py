@@ -543,8 +543,9 @@ class Index:
 
         pairs: tables, webdataset tars, folders (mmsearch.sources.pairs); without any, the captions in the index. What
         people said by `add_feedback` is always learned from too. settings: how (mmsearch.train.residual.HeadSettings).
-        use: take them into use whatever held-out pairs say, or not; None: where those are sure of it. Heads of the same
-        name are replaced. Pictures that the index does not hold are encoded once and kept, and are no items.
+        use: take them into use whatever held-out pairs say, or not; None: where those are sure that they are better
+        than the heads in use. Heads of the same name are replaced, but those in use only by such. Pictures that the
+        index does not hold are encoded once and kept, and are no items.
         Raises TrainingError where there is nothing to learn from, SourceError, UsageError.
         """
         from mmsearch import training
@@ -554,22 +555,25 @@ class Index:
         if not name.strip() or name != encodable(name):
             raise UsageError("Heads need a name.")
         settings, store = settings or HeadSettings(), self._there()
+        with self._writing(store, wait_s):
+            pass  # who writes is told now, and not after the training
         given = [read_pairs(source, columns or PairColumns()) for source in pairs]
         every = chain(*(given or [training.pairs_of_index(store)]), training.pairs_of_feedback(store))
         gathered = training.gather(
             store, self._loaded, every, lambda kind, rows: self._keep_encoded(kind, rows, wait_s)
         )
-        trained, report = training.teach(store, self._loaded, gathered, name, settings, tell)
+        with store.read() as reader:
+            in_use = self._heads_of(reader)
+        trained, report = training.teach(store, self._loaded, gathered, name, settings, tell, in_use)
         used = trained is not None and (report.used if use is None else use)
         report = replace(report, used=used)
-        if trained is None:
-            return report
+        if trained is None or not (used or in_use is None or in_use.name != name):
+            return report  # what is in use keeps its name
         with self._writing(store, wait_s) as writer:
             with writer.transaction():
-                replaces_used = any(row.name == name and row.in_use for row in writer.heads())
                 writer.put_heads(name, trained.hash, trained.to_bytes(), report.to_json())
-                if used or replaces_used:  # no vectors by heads that are gone
-                    self._move(writer, trained if used else None)
+                if used:
+                    self._move(writer, trained)
             self._vector_index.sweep(writer)
         return report
 

@@ -47,10 +47,10 @@ GENERAL_LEAST = 200  # pictures beside the pairs, below which everyday queries s
 class HeadsReport:
     """What a training of heads did.
 
-    before, after: on the pairs that nothing was learned from or chosen by, None where there are too few for that.
-    general: share of everyday queries whose first picture before is among the first ten after, of pictures that no pair
-    names; None where the index holds too few such. gain: of the mean
-    reciprocal rank, text to image, pair by pair.
+    before, after: by the heads in use and by the new ones, on pairs that nothing was learned from or chosen by; None
+    where there are too few for that. gain: of the mean reciprocal rank, text to image, pair by pair. general: share of
+    everyday queries whose first picture before is among the first ten after, of pictures that no pair names; None
+    where the index holds too few such.
     """
 
     name: str
@@ -346,8 +346,9 @@ def teach(
     name: str,
     settings: "HeadSettings",
     tell: "Callable[[Epoch], None]",
+    in_use: TrainedHeads | None = None,
 ) -> tuple[TrainedHeads | None, HeadsReport]:
-    """New heads with what they are worth; None where nothing could be learned. Nothing is written."""
+    """New heads with what they are worth against those in use; None where nothing was learned. Nothing is written."""
     from mmsearch.train.residual import fit, held_out_recall
 
     started = time.monotonic()
@@ -393,8 +394,8 @@ def teach(
     if len(reports):
         shown, said, right = table_of(reports)
         tables = [
-            heads.rows("text", texts.of(said), each) @ heads.rows("image", pictures.of(shown), each).T
-            for each in (0.0, share)
+            _projected(each, "text", texts.of(said)) @ _projected(each, "image", pictures.of(shown)).T
+            for each in (in_use, trained)
         ]
         ranks = [best_ranks(table, right) for table in tables]
         before, after = (measured(each, len(shown)) for each in ranks)
@@ -446,6 +447,10 @@ def _report(
         time.monotonic() - started,
         gathered.skipped,
     )
+
+
+def _projected(heads: TrainedHeads | None, tower: Kind, rows: Rows) -> FloatArray:
+    return rows.vectors if heads is None else heads.project(tower, rows.vectors, rows.features)
 
 
 def _too_few(gathered: Gathered, learns: Taught) -> str | None:

@@ -127,6 +127,19 @@ def test_ten_judgements_never_make_an_index_worse(index: Index) -> None:
     assert answers(index) == before
 
 
+def test_worse_heads_do_not_take_the_place_of_those_in_use(index: Index, pairs: Path) -> None:
+    index.train_heads(pairs, settings=FAST)
+    [good] = index.heads()
+    before = answers(index)
+    poor = HeadSettings(**{**vars(FAST), "epochs": 1, "learning_rate": 1e-4})
+    report = index.train_heads(pairs, settings=poor)
+    assert not report.used
+    assert index.heads() == [good]
+    assert answers(index) == before
+    again = index.train_heads(pairs, settings=FAST)  # as good as they are, and so no better
+    assert again.gain is None or (again.gain.value, again.used) == (0.0, False)
+
+
 def test_wrong_pairs_are_found_out_by_the_held_out_ones(index: Index, pairs: Path, tmp_path: Path) -> None:
     rows = rows_of(pairs)
     texts = [text for _, text in rows]
