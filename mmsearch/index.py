@@ -27,6 +27,7 @@ from mmsearch.batching import TextBatcher
 from mmsearch.duplicates import Group
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, decoded_for, embed_pixels, embed_texts, encodable
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
+from mmsearch.encoders.bundle import INT8, Device, Precision
 from mmsearch.encoders.heads import TrainedHeads
 from mmsearch.errors import ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.everyday import everyday_queries
@@ -80,7 +81,8 @@ class Index:
 
     folder: where the index lives. model: a name that `mmsearch models` lists, an open_clip name, a bundle's folder;
     None takes the index's own, for a new one $MMSEARCH_MODEL or "auto". encoder: an encoder of your own in place of a
-    model; give the same one whenever you open the index. notify: gets lines worth telling a person, such as a download.
+    model; give the same one whenever you open the index. precision, device: as in `load_encoder`; the precision is the
+    index's own once it is made. notify: gets lines worth telling a person, such as a download.
 
     Raises ModelMismatchError where the index was made with another model, and what is below IndexError_ in
     mmsearch.errors where it cannot be read.
@@ -92,10 +94,16 @@ class Index:
         *,
         model: str | None = None,
         encoder: Encoder | None = None,
+        precision: Precision = "auto",
+        device: Device = "auto",
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.folder = Path(os.fsdecode(folder))
+        if encoder is not None and (precision, device) != ("auto", "auto"):
+            raise UsageError("precision and device are of a model; an encoder of your own has its own ways.")
         self._model = model
+        self._precision: Precision = precision
+        self._device: Device = device
         self._model_source: str | None = None  # where a model lies that has no name to load it by
         self._encoder = encoder
         self._own_encoder = encoder is not None
@@ -432,7 +440,12 @@ class Index:
             if self._encoder is None:
                 from mmsearch.encoders.catalog import load_encoder
 
-                encoder = load_encoder(self._model_source or self._model, progress=self._notify)
+                encoder = load_encoder(
+                    self._model_source or self._model,
+                    progress=self._notify,
+                    precision=self._precision,
+                    device=self._device,
+                )
                 if self._store is not None:
                     self._check(self._store, encoder)
                 self._encoder = encoder
@@ -448,6 +461,7 @@ class Index:
             store.close()
             raise
         self._model = made_with
+        self._precision = _precision(made_with)
         self._vectors, self._store = VectorIndex(store), store  # the store last: whoever sees it sees the other too
 
     def _agreed(self, store: Store) -> str:
@@ -464,11 +478,16 @@ class Index:
         if not self._own_encoder and self._model not in (None, "auto", made_with):
             from mmsearch.encoders.catalog import resolve
 
-            if resolve(self._model) != made_with:
+            if resolve(self._model) not in (made_with, made_with.removesuffix(INT8)):
                 raise ModelMismatchError(
                     f"{self.folder} was made with '{made_with}'; you asked for '{self._model}'. Search it with its own "
                     "model, or build a new index."
                 )
+        if not self._own_encoder and self._precision not in ("auto", _precision(made_with)):
+            raise ModelMismatchError(
+                f"{self.folder} was made with '{made_with}' in {_precision(made_with)}; you asked for "
+                f"{self._precision}. Leave out --precision, or build a new index."
+            )
         self._model_source = source
         return made_with
 
@@ -851,6 +870,10 @@ def _folders(under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
 
 def _fingerprint(encoder: Encoder) -> str:
     return encoder.fingerprint if isinstance(encoder, FeatureEncoder) else ""
+
+
+def _precision(model: str) -> Precision:
+    return "int8" if model.endswith(INT8) else "fp32"
 
 
 def _positive(k: int) -> int:

@@ -142,7 +142,7 @@ def test_the_environment_chooses_where_nobody_else_does(monkeypatch: pytest.Monk
 
 def test_a_catalog_name_loads_the_bundle_in_the_cache() -> None:
     put_bundle_of_balanced()
-    encoder = catalog.load_encoder("balanced")
+    encoder = catalog.load_encoder("balanced", precision="fp32")
     assert np.allclose(np.linalg.norm(encoder.encode_texts(["a dog"]), axis=1), 1)
 
 

@@ -313,6 +313,7 @@ def test_the_second_use_loads_what_the_first_has_made(
     assert time.monotonic() - started < 0.5
     assert said == []
     assert bundle.folder.is_relative_to(conversion.cache)
+    assert bundle.precision == "int8"
 
 
 def test_changed_weights_give_another_bundle(tmp_path: Path, cache: Path) -> None:
@@ -322,9 +323,7 @@ def test_changed_weights_give_another_bundle(tmp_path: Path, cache: Path) -> Non
     assert bundle_folder(parse_name(f"local-dir:{folder}")) != before
 
 
-def test_a_checkpoint_file_is_a_model_and_equal_weights_have_an_equal_fingerprint(
-    vit: Path, conversion: Conversion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_file_is_a_model_and_equal_weights_have_an_equal_fingerprint(vit: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     from mmsearch.encoders.export import export_bundle
@@ -334,8 +333,7 @@ def test_a_checkpoint_file_is_a_model_and_equal_weights_have_an_equal_fingerprin
     torch.save({"state_dict": load_file(vit / "model.safetensors")}, checkpoint)
     source = parse_name(f"tiny-vit@{checkpoint}")
     bundle = export_bundle(source.name, source.model, source.weights, tmp_path / "bundle")
-    monkeypatch.setenv("MMSEARCH_CACHE", os.fspath(conversion.cache))
-    by_folder = bundle_for(f"local-dir:{vit}")
+    by_folder = export_bundle(f"local-dir:{vit}", f"local-dir:{vit}", None, tmp_path / "by-folder")
     assert bundle.fingerprint == by_folder.fingerprint
     np.testing.assert_allclose(bundle.encode_texts(TEXTS), by_folder.encode_texts(TEXTS), atol=1e-5)
 

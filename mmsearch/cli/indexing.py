@@ -6,6 +6,7 @@ from dataclasses import asdict
 import click
 
 from mmsearch.cli.printing import fail, index_option, note
+from mmsearch.encoders.bundle import Device, Precision
 from mmsearch.index import Index, Status
 from mmsearch.locations import index_folder
 from mmsearch.planning import IngestOptions, Report
@@ -23,6 +24,20 @@ SHOWN_SKIPS = 10
     metavar="NAME",
     help="For a new index: a name from `mmsearch models`, an open_clip name or a bundle's folder. "
     "[default: $MMSEARCH_MODEL, else auto]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "int8"]),
+    default="auto",
+    show_default=True,
+    help="For a new index by an open_clip model: 8 bits are faster; auto takes them where they find the same.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="What encodes pictures; auto takes a CUDA GPU where onnxruntime has one.",
 )
 @click.option(
     "--captions",
@@ -45,6 +60,8 @@ def index_command(
     paths: tuple[str, ...],
     index_name: str,
     model: str | None,
+    precision: Precision,
+    device: Device,
     captions: tuple[str, ...],
     path_column: str | None,
     text_column: str | None,
@@ -73,7 +90,13 @@ def index_command(
         exclude, follow_links, captions, path_column, text_column, accept_missing, dry_run, None if wait else 0.0
     )
     with (
-        Index(index_folder(index_name), model=model, notify=(lambda line: None) if quiet else note) as index,
+        Index(
+            index_folder(index_name),
+            model=model,
+            precision=precision,
+            device=device,
+            notify=(lambda line: None) if quiet else note,
+        ) as index,
         reporting(quiet) as progress,
     ):
         report = index.add(*paths, options=options, progress=progress)

@@ -14,7 +14,8 @@ Of an encoder that was trained here there may also be, named by "extras" in prep
 
 The towers are loaded when they are first used, each for itself: a search by words never reads the image tower. Large
 weights lie beside the graphs (`image.onnx.data`) and are mapped, not read. The graphs were optimised when the bundle
-was made, as far as that holds on any processor.
+was made, as far as that holds on any processor. A bundle in 8 bits is made from one in full precision
+(`mmsearch.encoders.quantise`) and bears its name with "#int8" behind it.
 """
 
 import ctypes
@@ -52,10 +53,14 @@ if TYPE_CHECKING:
 Clean: TypeAlias = Literal["none", "whitespace", "lower", "canonicalize"]
 Tower: TypeAlias = Literal["image", "text"]
 Graph: TypeAlias = Literal["image", "text", "fusion", "decoder"]
+Precision: TypeAlias = Literal["auto", "fp32", "int8"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 TokenArray: TypeAlias = npt.NDArray[np.int64]
 
 FORMAT = 1
 MANIFEST = "preprocess.json"
+INT8 = "#int8"  # ends the name of a bundle in 8 bits, so that an index remembers which of the two it was made with
+CUDA = "CUDAExecutionProvider"
 PLACING_ATTEMPTS = 20  # each is lost only where another writer comes in between
 IMAGES_AT_ONCE = 4  # of a list, whose pixels stand in memory together
 # A core has a picture of its own, where there are so many: no core waits for another within a picture, and decoders
@@ -107,16 +112,17 @@ class Manifest:
     image_head: str
     text_head: str
     extras: Mapping[str, Any] = field(default_factory=dict)
+    agreement: Mapping[str, float] = field(default_factory=dict)
 
 
 class Bundle:
     """A `FeatureEncoder` that ONNX Runtime runs. Safe to use from several threads, and in processes forked later."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, device: Device = "cpu") -> None:
         """For `Bundle.open`, which reads the manifest."""
         self.folder = folder
         self._manifest = manifest
-        self._image_tower = TowerSession(folder, "image")
+        self._image_tower = TowerSession(folder, "image", device)
         self._text_tower = TowerSession(folder, "text")
         self._lock = threading.RLock()
         self._tokenizer: Tokenizer | None = None
@@ -127,6 +133,23 @@ class Bundle:
         """Reads `preprocess.json` and checks that every file is there in full. Raises ModelError."""
         path = Path(folder)
         return cls(path, _read_manifest(path))
+
+    def on(self, device: Device) -> "Bundle":
+        """The same bundle, its pictures encoded on a device; texts, few and short, stay on the processor.
+
+        auto: a CUDA GPU where onnxruntime has one to use; the processor for a bundle in 8 bits, which is made for it.
+        Raises ModelError for cuda where it cannot be.
+        """
+        if device == "cuda" and not has_cuda():
+            raise ModelError(
+                "This onnxruntime cannot use a CUDA GPU: pip install onnxruntime-gpu in place of onnxruntime, or take "
+                "--device cpu."
+            )
+        if device == "cuda" and self.precision == "int8":
+            raise ModelError(f"'{self.name}' runs on the processor alone. Take --precision fp32 for --device cuda.")
+        if device == "auto" and (self.precision == "int8" or not has_cuda()):
+            device = "cpu"
+        return Bundle(self.folder, self._manifest, device)
 
     def __repr__(self) -> str:
         return f"Bundle({self.name!r}, folder={os.fspath(self.folder)!r})"
@@ -145,6 +168,16 @@ class Bundle:
     def fingerprint(self) -> str:
         """Hash of what the bundle computes; an index made with another one is refused."""
         return self._manifest.fingerprint
+
+    @property
+    def precision(self) -> Literal["fp32", "int8"]:
+        """What its matrices are multiplied in."""
+        return "int8" if self.name.endswith(INT8) else "fp32"
+
+    @property
+    def agreement(self) -> Mapping[str, float]:
+        """Of a bundle in 8 bits: how near it came to the one that it was made of; see `mmsearch.encoders.quantise`."""
+        return self._manifest.agreement
 
     @property
     def pixels(self) -> PixelSpec:
@@ -216,7 +249,9 @@ class Bundle:
             return np.empty((0, self._text_tower.width()), dtype=np.float32)
         rows = [self._token_row(text) for text in texts]
         by_length = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # little padding in a batch
-        batches = (by_length[start : start + TEXTS_AT_ONCE] for start in range(0, len(rows), TEXTS_AT_ONCE))
+        # In 8 bits one scale is chosen for all that is run together: alone, a text does not depend on its neighbours
+        step = 1 if self.precision == "int8" else TEXTS_AT_ONCE
+        batches = (by_length[start : start + step] for start in range(0, len(rows), step))
         parts = [self._text_tower.run(self._padded([rows[place] for place in batch])) for batch in batches]
         features = np.concatenate(parts)
         return features[np.argsort(by_length)]
@@ -267,9 +302,10 @@ class Bundle:
 class TowerSession:
     """An ONNX Runtime session that is made at its first run, once in every process that runs it."""
 
-    def __init__(self, folder: Path, tower: Graph) -> None:
+    def __init__(self, folder: Path, tower: Graph, device: Device = "cpu") -> None:
         self._folder = folder
         self._tower = tower
+        self._device = device
         # By process id: the threads of a session do not survive a fork, and neither does a lock that was held then.
         self._sessions: dict[tuple[int, bool], InferenceSession] = {}
         self._locks: dict[int, threading.Lock] = {}
@@ -295,7 +331,8 @@ class TowerSession:
             with self._locks.setdefault(process, threading.Lock()):
                 session = self._sessions.get((process, packed))
                 if session is None:
-                    session = self._sessions[process, packed] = _open_session(self._folder, self._tower, packed)
+                    session = _open_session(self._folder, self._tower, packed, self._device)
+                    self._sessions[process, packed] = session
                     self._sessions.pop((process, not packed), None)
         return session
 
@@ -401,6 +438,38 @@ def write_bundle(
         says["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
         (draft / MANIFEST).write_text(json.dumps(says, indent=2) + "\n", encoding="utf-8")
         check(Bundle.open(draft))
+    return _open_among_writers(target)
+
+
+def derive_bundle(
+    source: Bundle,
+    folder: str | os.PathLike[str],
+    towers: Callable[[Path], None],
+    *,
+    name: str,
+    fingerprint: str,
+    compare: Callable[[Bundle], Mapping[str, float]],
+) -> Bundle:
+    """A bundle with towers of its own, and all else as in `source`; made whole or not at all, as by `write_bundle`.
+
+    compare: called with the finished bundle; the figures that it gives are kept in the manifest and in the card.
+    """
+    target = Path(folder)
+    with _becoming(target) as draft:
+        towers(draft)
+        for file in ("tokenizer.json", "heads.safetensors"):
+            shutil.copy(source.folder / file, draft / file)
+        says = json.loads((source.folder / MANIFEST).read_text(encoding="utf-8"))
+        says |= {"name": name, "fingerprint": fingerprint, "files": {}}
+        (draft / MANIFEST).write_text(json.dumps(says), encoding="utf-8")
+        says["agreement"] = dict(compare(Bundle.open(draft)))
+        (draft / MANIFEST).unlink()
+        card = (source.folder / "README.md").read_text(encoding="utf-8").replace(source.name, name, 1)
+        figures = "\n".join(f"| {figure} | {value:.4f} |" for figure, value in says["agreement"].items())
+        card += f"\n## Beside `{source.name}`\n\n| on a built-in sample | |\n| --- | --- |\n{figures}\n"
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        says["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
+        (draft / MANIFEST).write_text(json.dumps(says, indent=2) + "\n", encoding="utf-8")
     return _open_among_writers(target)
 
 
@@ -510,7 +579,8 @@ def _read_manifest(folder: Path) -> Manifest:
             PixelSpec(**says["image"]),
             TextSpec(**says["text"]),
             *heads,
-            says.get("extras", {}),
+            extras=says.get("extras", {}),
+            agreement=says.get("agreement", {}),
         )
     except FileNotFoundError as error:
         raise _damaged(folder, f"{Path(error.filename).name} is missing") from error
@@ -552,7 +622,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _open_session(folder: Path, tower: Graph, packed: bool) -> "InferenceSession":
+def has_cuda() -> bool:
+    """Whether this onnxruntime was built to run on CUDA GPUs."""
+    import onnxruntime as ort
+
+    return CUDA in ort.get_available_providers()
+
+
+def _open_session(folder: Path, tower: Graph, packed: bool, device: Device) -> "InferenceSession":
     import onnxruntime as ort
     from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
@@ -566,8 +643,9 @@ def _open_session(folder: Path, tower: Graph, packed: bool) -> "InferenceSession
     if tower == "image":  # its threads would wait for work in circles, on the cores that decode the next pictures
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = folder / f"{tower}.onnx"
+    gpu = [CUDA] if device != "cpu" else []
     try:
-        session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(os.fspath(path), options, providers=[*gpu, "CPUExecutionProvider"])
     except (
         failures.Fail,
         failures.InvalidArgument,
@@ -578,6 +656,10 @@ def _open_session(folder: Path, tower: Graph, packed: bool) -> "InferenceSession
         failures.RuntimeException,
     ) as error:
         raise _damaged(folder, f"{path.name} cannot be loaded") from error
+    if device == "cuda" and CUDA not in session.get_providers():  # onnxruntime goes on with the processor by itself
+        raise ModelError(
+            "onnxruntime finds no CUDA GPU, or not the CUDA libraries it needs: install them, or take --device cpu."
+        )
     _OPEN_SESSIONS.add(session)
     return session
 

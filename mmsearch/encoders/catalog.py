@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mmsearch.encoders.base import FeatureEncoder
-from mmsearch.encoders.bundle import MANIFEST, Bundle
+from mmsearch.encoders.bundle import INT8, MANIFEST, Bundle, Device, Precision, has_cuda
 from mmsearch.errors import ModelError
 
 Notify: TypeAlias = Callable[[str], None]
@@ -138,6 +138,8 @@ def resolve(name: str) -> str:
     """
     if name == AUTO:
         return AUTO
+    if name.endswith(INT8):
+        return resolve(name.removesuffix(INT8)) + INT8
     if name in _BY_NAME:
         return _BY_NAME[name].model
     folder = Path(name).expanduser()
@@ -149,31 +151,59 @@ def resolve(name: str) -> str:
     return parse_name(name).name
 
 
-def load_encoder(name: str | None = None, progress: Notify = lambda line: None) -> FeatureEncoder:
+def load_encoder(
+    name: str | None = None,
+    progress: Notify = lambda line: None,
+    *,
+    precision: Precision = "auto",
+    device: Device = "auto",
+) -> FeatureEncoder:
     """The encoder of a name; of $MMSEARCH_MODEL, else of "auto", where none is given.
 
     name: one of the catalog's, "auto", the folder of a bundle, or an open_clip model as `encoders.openclip` reads it.
-        An open_clip model is fetched and converted when it is first used.
+        An open_clip model is fetched and converted when it is first used; "#int8" behind its name asks for 8 bits.
     progress: called with a line for a person, now and then.
+    precision: of an open_clip model. "auto" is int8 where that answers as fp32 does, by a built-in sample, and no GPU
+        encodes; see `encoders.quantise`.
+    device: where pictures are encoded. "auto" is a CUDA GPU where onnxruntime has one to use, else the processor.
 
     Raises ModelError.
     """
     name = name or os.environ.get("MMSEARCH_MODEL") or AUTO
-    if name == AUTO:
-        name = choose_auto(progress)
+    if name.endswith(INT8):
+        if precision == "fp32":
+            raise ModelError(f"'{name}' is in 8 bits; you asked for fp32. Leave out one of the two.")
+        name, precision = name.removesuffix(INT8), "int8"
+    if precision == "auto" and device != "cpu" and has_cuda():
+        precision = "fp32"  # 8 bits are for processors
+    return _bundle(choose_auto(progress) if name == AUTO else name, precision, progress).on(device)
+
+
+def _bundle(name: str, precision: Precision, progress: Notify) -> Bundle:
     if name == LITE:
-        return Bundle.open(LITE_FOLDER)
+        return _as_it_is(name, LITE_FOLDER, precision)
     folder = Path(name).expanduser()
     if name not in _BY_NAME:
         if (folder / MANIFEST).is_file():
-            return Bundle.open(folder)
+            return _as_it_is(name, folder, precision)
         _check_form(name, folder)
     from mmsearch.encoders.openclip import bundle_for
 
     entry = _BY_NAME.get(name) or next((entry for entry in ENTRIES if entry.model == name), None)
     if entry is None:
-        return bundle_for(name, progress=progress)
-    return bundle_for(entry.model, licence=entry.licence, progress=progress)
+        return bundle_for(name, precision=precision, progress=progress)
+    return bundle_for(entry.model, precision=precision, licence=entry.licence, progress=progress)
+
+
+def _as_it_is(name: str, folder: Path, precision: Precision) -> Bundle:
+    """A bundle that nothing else is made of."""
+    bundle = Bundle.open(folder)
+    if precision not in ("auto", bundle.precision):
+        raise ModelError(
+            f"'{name}' is a bundle in {bundle.precision}, and stays so: --precision is for open_clip models. "
+            "Leave it out."
+        )
+    return bundle
 
 
 def choose_auto(notify: Notify) -> str:
@@ -215,7 +245,8 @@ def _fallback(reason: str) -> str:
 def _has_bundle(entry: CatalogEntry) -> bool:
     from mmsearch.encoders.openclip import bundle_folder, parse_name
 
-    return (bundle_folder(parse_name(entry.model)) / MANIFEST).is_file()
+    source = parse_name(entry.model)
+    return any((bundle_folder(source, int8) / MANIFEST).is_file() for int8 in (False, True))
 
 
 _WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # in the order that open_clip looks

@@ -23,14 +23,16 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from mmsearch.encoders.bundle import FORMAT, Bundle
+from mmsearch.encoders.bundle import FORMAT, Bundle, Precision
 from mmsearch.errors import ModelError
 
 Progress: TypeAlias = Callable[[str], None]
+MakeBundle: TypeAlias = Callable[[Path], Bundle]
 
 HUB_SECONDS = 3.0  # how long the hub may take to answer at all, before a model is looked for on this machine only
 OUT_OF_REACH = (
@@ -50,15 +52,75 @@ class Source:
     may_ask_hub: bool
 
 
-def bundle_for(name: str, *, licence: str | None = None, progress: Progress = lambda line: None) -> Bundle:
+def bundle_for(
+    name: str,
+    *,
+    precision: Precision = "auto",
+    licence: str | None = None,
+    progress: Progress = lambda line: None,
+) -> Bundle:
     """The bundle of an open_clip model from the user's cache; made now if this is its first use. Raises ModelError.
 
+    precision: "auto" is int8 where that agreed with fp32 when it was made, else fp32. The one in 8 bits is made of the
+        other, which is kept if it was there before, and if the two disagree.
     progress: called with a line for a person, now and then. licence: for the model card.
     """
+    source = parse_name(name)
+    full = bundle_folder(source)
+
+    def make_full(folder: Path) -> Bundle:
+        return make_bundle(name, folder, licence=licence, progress=progress)
+
+    if precision == "fp32":
+        return _kept(full, make_full, name, progress)
+    small = bundle_folder(source, int8=True)
+
+    def make_small(folder: Path) -> Bundle:
+        return _make_int8(make_full, full, folder, precision == "int8", progress)
+
+    bundle = _kept(small, make_small, name, progress)
+    if precision == "int8" or bundle.precision == "fp32":
+        return bundle
+    from mmsearch.encoders.quantise import agrees
+
+    return bundle if agrees(bundle) else _kept(full, make_full, name, progress)
+
+
+def _make_int8(make_full: MakeBundle, full: Path, small: Path, insist: bool, progress: Progress) -> Bundle:
+    """The bundle in 8 bits, in its place, and that in full precision in its own if answers may depend on it.
+
+    The one in full precision alone if the other cannot be made, and nobody insists on it.
+    """
+    from mmsearch.encoders.quantise import agrees, make_int8, told
+
+    with tempfile.TemporaryDirectory(prefix=f".{small.name}-", dir=small.parent) as scratch:
+        made = Path(scratch) / "full"
+        source = Bundle.open(full) if full.exists() else make_full(made)
+        progress("writing it in 8 bits too, and comparing the two")
+        try:
+            bundle = make_int8(source, Path(scratch) / "int8")
+        except ModelError as error:
+            if insist:
+                raise
+            progress(f"{error} It stays in full precision.")
+            _move(made, full)
+            return Bundle.open(full)
+        progress(told(bundle))
+        if not agrees(bundle):
+            _move(made, full)
+        bundle.folder.rename(small)  # the last: whoever sees it finds the other too
+    return Bundle.open(small)
+
+
+def _move(made: Path, folder: Path) -> None:
+    with suppress(OSError):  # it was there before, or another process has made it meanwhile
+        made.rename(folder)
+
+
+def _kept(folder: Path, make: MakeBundle, name: str, progress: Progress) -> Bundle:
+    """The bundle in a folder of the cache; made first if it is not there, by one process at a time."""
     from filelock import FileLock, Timeout
 
-    source = parse_name(name)
-    folder = bundle_folder(source)
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +139,7 @@ def bundle_for(name: str, *, licence: str | None = None, progress: Progress = la
             for abandoned in folder.parent.glob(f".{folder.name}-*"):  # by a conversion that was killed
                 shutil.rmtree(abandoned, ignore_errors=True)
             if not folder.exists():
-                make_bundle(name, folder, licence=licence, progress=progress)
+                return make(folder)
     return Bundle.open(folder)
 
 
@@ -145,11 +207,11 @@ def parse_name(name: str) -> Source:
     return Source(name, architecture, tag, name, may_ask_hub=True)
 
 
-def bundle_folder(source: Source) -> Path:
+def bundle_folder(source: Source, int8: bool = False) -> Path:
     """Where the bundle of a model is, or will be: in $MMSEARCH_CACHE, else in the user's cache folder."""
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", source.name)[-60:].strip("-.")
     digest = hashlib.sha256(f"{FORMAT} {source.identity}".encode("utf-8", "surrogateescape")).hexdigest()
-    return cache_folder() / "bundles" / f"{readable}-{digest[:12]}"
+    return cache_folder() / "bundles" / f"{readable}{'-int8' if int8 else ''}-{digest[:12]}"
 
 
 def cache_folder() -> Path:
