@@ -88,9 +88,9 @@ def find(
     return sorted(groups, key=lambda group: -group.spare_bytes)
 
 
-def _worth(row: PictureRow) -> tuple[int, int, int]:
-    """What speaks for a picture to be the one of its group that is kept."""
-    return (row.width or 0) * (row.height or 0), row.size_bytes or 0, -row.item
+def _worth(row: PictureRow) -> tuple[int, int, int, int]:
+    """What speaks for a picture to be the first of its group; of two that are equal, 'dog.jpg' before 'dog (1).jpg'."""
+    return (row.width or 0) * (row.height or 0), row.size_bytes or 0, -len(row.path or ""), -row.item
 
 
 def _copy(row: PictureRow, likeness: float, *, is_exact: bool) -> Copy:

@@ -269,7 +269,7 @@ def test_an_empty_index_is_filled_from_the_page_and_a_run_is_cancelled(open_page
         page.get_by_role("heading", name="Nothing is indexed yet").wait_for()
         page.get_by_role("button", name="Index a folder").click()
         page.get_by_role("button", name="Start").click()
-        page.wait_for_function("() => document.querySelector('progress')?.value > 0")
+        page.wait_for_function("() => document.querySelector('#panel progress')?.value > 0")
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("Cancelled. What was read is kept").wait_for()
         assert 0 < served.http.get("/api/status").json()["images"] < 150

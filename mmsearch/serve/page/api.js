@@ -34,6 +34,9 @@ export const keepFeedback = (query, like, unlike) => read('/api/feedback', asJso
 export const zip = async (ids) => (await call('/api/zip', asJson({ ids }))).blob();
 
 export const items = (ids) => read('/api/items', asJson({ ids }));
+export const findDuplicates = (threshold) => read('/api/duplicates', asJson({ threshold }));
+export const duplicates = (k, cursor = null) =>
+  read(`/api/duplicates?${new URLSearchParams({ k, ...(cursor && { cursor }) })}`);
 export const map = () => read('/api/map');
 export const makeMap = () => read('/api/map', { method: 'POST' });
 export const mapPoints = () => call('/api/map/points');

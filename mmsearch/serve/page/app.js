@@ -2,6 +2,7 @@
 
 import * as api from './api.js';
 import { byId, download, h, icon, nameOf } from './dom.js';
+import { DuplicatesView } from './duplicates.js';
 import { keepButton } from './feedback.js';
 import { Grid } from './grid.js';
 import { MapView } from './map.js';
@@ -52,7 +53,15 @@ const map = new MapView(byId('map'), {
   failed: (error) => failed(error),
   fallback: () => panel.show().catch(failed),
 });
-const panel = new Panel(byId('panel'), () => {
+const duplicates = new DuplicatesView(byId('duplicates'), {
+  open: (item) => go({ item }),
+  address: (item) => toAddress({ ...state, item }),
+  select: (copies) => select(copies),
+  toggle,
+  selected: (id) => selection.has(id),
+  failed: (error) => failed(error),
+});
+const panel = new Panel(byId('panel'), () => go({ view: 'duplicates', item: '' }), () => {
   answered = null;
   map.reload();
   render();
@@ -117,6 +126,7 @@ function renderView() {
   document.body.dataset.view = state.view;
   byId('show-map').setAttribute('aria-pressed', String(state.view === 'map'));
   map.show(state.view === 'map');
+  duplicates.show(state.view === 'duplicates');
 }
 
 function renderViewer() {
@@ -124,6 +134,7 @@ function renderViewer() {
     if (!viewer.isOpen) return;
     viewer.close();
     if (state.view === 'map') map.focus();
+    else if (state.view === 'duplicates') duplicates.focus(focusAfter);
     else grid.focus(focusAfter);
     return;
   }
@@ -426,6 +437,7 @@ function select(hits) {
 function showSelection() {
   grid.refreshSelection();
   map.refreshSelection();
+  duplicates.refreshSelection();
   byId('selection').hidden = !selection.size;
   grid.container.classList.toggle('selecting', selection.size > 0);
   byId('selected').textContent = t('selected', { count: selection.size });
@@ -491,7 +503,7 @@ addEventListener('keydown', (event) => {
     }
   } else if (event.key === 'x') {
     const id = document.activeElement?.closest?.('.tile')?.dataset.id;
-    if (id) toggle(known.get(id));
+    if (id) toggle(known.get(id) ?? duplicates.copy(id));
   } else if (event.key === 'Escape') {
     clearSelection();
   }

@@ -7,9 +7,10 @@ import { bytes, count, moment, t } from './words.js';
 export class Panel {
   #events = null;
 
-  /** changed: called when a run has ended, since answers may be others then. */
-  constructor(dialog, changed) {
+  /** duplicates: shows those; changed: called when a run has ended, since answers may be others then. */
+  constructor(dialog, duplicates, changed) {
     this.dialog = dialog;
+    this.duplicates = duplicates;
     this.changed = changed;
     dialog.addEventListener('click', (event) => {
       if (event.target === dialog) dialog.close();
@@ -31,9 +32,17 @@ export class Panel {
 
   async #fill() {
     const [status, index] = await Promise.all([api.status(), api.indexState()]);
-    this.facts.replaceChildren(facts(status), this.#indexing(index), ...skipped(status.skipped, status.skipped_total));
+    this.facts.replaceChildren(facts(status), status.exists ? this.#wayToDuplicates() : '', this.#indexing(index), ...skipped(status.skipped, status.skipped_total));
     this.#showRun(index.run);
     if (index.run?.state === 'running') this.#watch();
+  }
+
+  #wayToDuplicates() {
+    return h('section', {}, h('h3', {}, t('duplicates')), h('p', { class: 'quiet' }, t('duplicatesHint')),
+      h('p', {}, h('button', { type: 'button', class: 'button', onclick: () => {
+        this.dialog.close();
+        this.duplicates();
+      } }, t('duplicatesShow'))));
   }
 
   #indexing({ allowed }) {
