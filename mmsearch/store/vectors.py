@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import faiss
 
 CELLS_FROM = 50_000  # vectors; below, reading all takes under 3 ms (tests/benchmarks/crossover.py), and is exact
+SMALL = 5_000  # vectors that are sooner read from the store than FAISS is imported
 TAIL = 20_000  # vectors beside cells, all of which are read, before the cells take them in
 TRAIN_AGAIN = 2.0  # times as many rows as the centres were placed for
 SEGMENT_SIZE = 200_000  # vectors; bounds the memory that building takes to some 200 MB at 512 dimensions
@@ -473,6 +474,7 @@ def _merged(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
 def _opened(reader: Reader, kind: Kind, segments: tuple[Segment, ...], *, without_files: bool = False) -> _Opened:
     """Open a kind anew; the vectors of a segment that cannot be used are read from the store."""
     files, beside, through = [], list[Block](), 0
+    without_files = without_files or sum(segment.count for segment in segments) <= SMALL
     cells: Cells | None = None
     settings: Settings | None = None
     for segment in segments:
