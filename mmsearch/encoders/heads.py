@@ -18,6 +18,8 @@ FloatArray: TypeAlias = npt.NDArray[np.float32]
 Tensors: TypeAlias = Mapping[str, FloatArray]
 Head: TypeAlias = Callable[[FloatArray, Tensors], FloatArray]
 
+AT_ONCE = 256  # pictures whose crowd is counted at once
+
 
 def identity(features: FloatArray, tensors: Tensors) -> FloatArray:
     """The features are the vector already."""
@@ -59,12 +61,38 @@ def conse_and_mlp(features: FloatArray, tensors: Tensors) -> FloatArray:
     return vectors
 
 
+def uncrowded(features: FloatArray, tensors: Tensors) -> FloatArray:
+    """`conse_and_mlp`, and beside it how near a picture is to texts of all kinds: the nearer, the less it answers.
+
+    A picture that is near to very many texts is found by too many words (a hub). `crowd` (texts, dim) times
+    `crowd.scale` (1,): unit rows that stand for what may be asked; `crowd.nearest` (1,): how many of them count;
+    `crowd.usual` (1,): how near they usually are; `crowd.axis` (dim,): where the difference is written, a direction in
+    which texts have the same small constant and nothing else (`constant`). CSLS, Conneau et al. 2018, with known texts
+    in the place of the queries.
+    """
+    vectors = unit_rows(conse_and_mlp(features, tensors))
+    count = int(tensors["crowd.nearest"][0])
+    for start in range(0, len(vectors), AT_ONCE):
+        some = vectors[start : start + AT_ONCE]
+        near = np.partition(some @ tensors["crowd"].T, -count, axis=1)[:, -count:].mean(axis=1, keepdims=True)  # (n, 1)
+        some += (near * tensors["crowd.scale"] - tensors["crowd.usual"]) * tensors["crowd.axis"]
+    return vectors
+
+
+def constant(features: FloatArray, tensors: Tensors) -> FloatArray:
+    """The features, scaled to length 1, and the same `beside` (dim,) for all of them."""
+    vectors: FloatArray = unit_rows(features) + tensors["beside"]
+    return vectors
+
+
 HEADS: dict[str, Head] = {
     "identity": identity,
+    "constant": constant,
     "linear": linear,
     "mlp": mlp,
     "conse": conse,
     "conse_and_mlp": conse_and_mlp,
+    "uncrowded": uncrowded,
 }
 
 

@@ -15,7 +15,8 @@ from learn import Parts
 
 HERE = Path(__file__).parent
 FULL = Parts()
-ONE_HEAD = replace(FULL, heads=1)
+UNWEIGHED = replace(FULL, crowd=0.0)
+ONE_HEAD = replace(UNWEIGHED, heads=1)
 EMOJI = (
     "noto",
     "noto-v1",
@@ -30,7 +31,8 @@ VARIANTS = {
     "the recipe": FULL,
     "nothing learned: the classifier's half alone": replace(FULL, heads=0),
     "the classifier's half as it was before": BEFORE,
-    "one network instead of three": ONE_HEAD,
+    "without the crowd: hubs answer as much as others": UNWEIGHED,
+    "without the crowd, one network instead of three": ONE_HEAD,
     "one network: without earlier stages of the tower": replace(ONE_HEAD, early=False),
     "one network: without colours by rule": replace(ONE_HEAD, coloured=False),
     "one network: without changed views": replace(ONE_HEAD, views=1),
@@ -65,7 +67,7 @@ def main() -> None:
         "",
         "All queries of the held-out sets (both halves), recall with 95 % bootstrap intervals. Written by",
         "`python recipes/lite/ablation.py`. A part whose line lies within the intervals of the line that it is",
-        "compared with (the recipe, or one network) is worth no more than these sets can tell.",
+        "compared with (the recipe, or one network, which has no crowd) is worth no more than these sets can tell.",
         "",
         "| | " + " | ".join(SHOWN) + " |",
         "| --- |" + " --- |" * len(SHOWN),
@@ -73,7 +75,7 @@ def main() -> None:
     for name, parts in VARIANTS.items():
         started = time.monotonic()
         head = things.ground.learned(parts)
-        found = rows(things.asked, things.ground.embed, head.encode)
+        found = rows(things.asked, things.ground.asked, head.encode)
         lines.append(f"| {name} | " + " | ".join(found[figure] for figure in SHOWN) + " |")
         print(f"{time.monotonic() - started:5.0f} s  {lines[-1]}", flush=True)
     arguments.target.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -38,7 +38,7 @@ import held_out  # noqa: E402  (beside this script, as all that follow)
 import sources  # noqa: E402
 from compact import compacted, fused  # noqa: E402
 from figures import HALVES, Seen, photographs_first, rows  # noqa: E402
-from learn import Ground, Learned, Parts, prepared, seen  # noqa: E402
+from learn import NEAREST, Ground, Learned, Parts, beside, prepared, seen  # noqa: E402
 from towers import (  # noqa: E402
     IMAGE_SIZE,
     MAX_TOKENS,
@@ -88,7 +88,7 @@ def main() -> None:
 
     things = materials(arguments.work, tell)
     learned = things.ground.learned(Parts(), tell)
-    head = HeadSpec("conse_and_mlp", learned.tensors)
+    head = HeadSpec(learned.kind, learned.tensors)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         tell("exporting")
@@ -112,7 +112,7 @@ def main() -> None:
                 text=TEXT,
                 tokenizer_json=tidy(things.tokenizer),
                 image_head=head,
-                text_head=HeadSpec("identity"),
+                text_head=HeadSpec("constant", {"beside": beside()}),
                 card=card,
                 fingerprint=fingerprint,
             )
@@ -214,7 +214,7 @@ def faithful(bundle: Bundle, things: Materials, learned: Learned) -> tuple[Float
         *("", "Ein rotes Fahrrad im Schnee", "a cat " * 300),
     ]
     images = (bundle.encode_images(pictures) * learned.encode(features)).sum(axis=1)
-    return images, (bundle.encode_texts(texts) * things.ground.embed(texts)).sum(axis=1)
+    return images, (bundle.encode_texts(texts) * things.ground.asked(texts)).sum(axis=1)
 
 
 def size_mb(folder: Path) -> float:
@@ -225,16 +225,16 @@ def card(draft: Bundle, things: Materials, learned: Learned) -> str:
     """The model card, from card.md beside this script."""
     images, texts = faithful(draft, things, learned)
     before = things.ground.learned(BEFORE)
-    embed = things.ground.embed
+    asked = things.ground.asked
     tables = {
-        (model, half): rows(things.asked, embed, head.encode, half)
+        (model, half): rows(things.asked, asked, head.encode, half)
         for model, head in (("before", before), ("now", learned))
         for half in HALVES
     }
     lines = []
     for name, was in tables["before", "all"].items():
         lines.append(" | ".join([f"| {name}", was, *(tables["now", half][name] for half in HALVES)]) + " |")
-    fair, fair_words = photographs_first(things.asked[1], embed, learned.encode)
+    fair, fair_words = photographs_first(things.asked[1], asked, learned.encode)
     parts = Parts()
     return Template((HERE / "card.md").read_text(encoding="utf-8")).substitute(
         fingerprint=draft.fingerprint,
@@ -245,6 +245,8 @@ def card(draft: Bundle, things: Materials, learned: Learned) -> str:
         top=parts.top,
         share=parts.share,
         heads=parts.heads,
+        crowd=parts.crowd,
+        nearest=NEAREST,
         hidden=parts.settings.hidden,
         steps=parts.settings.steps,
         batch=parts.settings.batch,

@@ -31,6 +31,11 @@ COLOUR = 0.6  # how often "a red apple" is drawn beside the other texts of an ap
 LONGEST_COLOURED = 30  # characters of a name that a colour is put before
 
 
+NEAREST = 50  # texts of the training that say how crowded it is around a picture
+USUAL = 0.56  # how near they usually are, as a cosine
+CONSTANT = 0.3  # what a text has where the crowd is written; small, so that texts stay comparable among themselves
+EMPTY = 223  # the place for that: MiniLM's vectors are 0 there (it is one of three)
+
 SETTINGS = TrainSettings(steps=400, dropout=0.5)
 
 
@@ -47,6 +52,7 @@ class Parts:
     coloured: bool = True
     views: int = VIEWS
     heads: int = 3  # trained from different seeds and averaged
+    crowd: float = 0.5  # how much less a picture answers that is near to texts of all kinds
     left_out: tuple[str, ...] = ()  # sources
     settings: TrainSettings = SETTINGS
 
@@ -88,13 +94,20 @@ def _render(kept: Path, place: int, drawing: Drawing) -> Drawn | None:
 class Learned:
     """An image head as tensors of `encoders.heads.conse_and_mlp`, and what made it."""
 
-    tensors: dict[str, npt.NDArray[np.floating]]
+    tensors: dict[str, npt.NDArray[np.generic]]
     texts: int
 
     def encode(self, seen: FloatArray) -> FloatArray:
         """(n, 2008) features -> (n, 384) unit rows."""
         tensors = {name: tensor.astype(np.float32) for name, tensor in self.tensors.items()}
-        return project("conse_and_mlp" if "share" in tensors else "conse", seen, tensors)
+        return project(self.kind, seen, tensors)
+
+    @property
+    def kind(self) -> str:
+        """The row of `encoders.heads.HEADS` that reads the tensors."""
+        if "share" not in self.tensors:
+            return "conse"
+        return "uncrowded" if "crowd" in self.tensors else "conse_and_mlp"
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ class Ground:
         known = Learned(classifier, 0)
         if parts.heads == 0:
             return known
-        said, captioned = self._captioned(parts)
+        said, captioned = self.captioned(parts)
         width = self.views[0].shape[1] if parts.early else len(self.weight)
         views = [view[:, :width] for view in self.views[: parts.views]]
         pairs = Pairs(views, self.embed(said), captioned)
@@ -141,9 +154,32 @@ class Ground:
             rows = self.views[0].shape[1] - width
             tensors["hidden.weight"] = np.pad(tensors["hidden.weight"], ((0, rows), (0, 0)))
         kept = {name: tensor.astype(np.float16 if tensor.ndim > 1 else np.float32) for name, tensor in tensors.items()}
-        return Learned(classifier | kept | {"share": np.array([parts.share], dtype=np.float32)}, len(said))
+        share = {"share": np.array([parts.share], dtype=np.float32)}
+        return Learned(classifier | kept | share | self.crowd(said, parts), len(said))
 
-    def _captioned(self, parts: Parts) -> tuple[list[str], list[Captioned]]:
+    def crowd(self, said: Sequence[str], parts: Parts) -> dict[str, npt.NDArray[np.generic]]:
+        """What `uncrowded` reads beside the tensors of `conse_and_mlp`."""
+        if parts.crowd == 0:
+            return {}
+        vectors = self.embed(said)
+        if np.abs(vectors[:, EMPTY]).max() > 1e-6:
+            raise SystemExit(f"feature {EMPTY} of the text tower is not empty: take another one")
+        axis = np.zeros(vectors.shape[1], dtype=np.float32)
+        axis[EMPTY] = -parts.crowd / CONSTANT
+        scale = np.abs(vectors).max() / 127
+        return {
+            "crowd": np.rint(vectors / scale).astype(np.int8),
+            "crowd.scale": np.array([scale], dtype=np.float32),
+            "crowd.nearest": np.array([NEAREST], dtype=np.float32),
+            "crowd.usual": np.array([USUAL], dtype=np.float32),
+            "crowd.axis": axis,
+        }
+
+    def asked(self, texts: Sequence[str]) -> FloatArray:
+        """(n, 384) unit rows, as the bundle's text head gives them."""
+        return project("constant", self.embed(texts), {"beside": beside()})
+
+    def captioned(self, parts: Parts) -> tuple[list[str], list[Captioned]]:
         """Texts, and which of them are said of which drawing."""
         places: dict[str, int] = {}
         captioned = []
@@ -157,6 +193,13 @@ class Ground:
             rows = tuple((places.setdefault(text, len(places)), weight) for text, weight in texts)
             captioned.append(Captioned(picture, rows, one.drawing.group))
         return list(places), captioned
+
+
+def beside() -> FloatArray:
+    """(384,), what the text head adds to every text."""
+    constant = np.zeros(384, dtype=np.float32)
+    constant[EMPTY] = CONSTANT
+    return constant
 
 
 def seen(tower: Path, pictures: Sequence[Opened], side: int, view: int, kept: Path) -> npt.NDArray[np.float16]:
