@@ -23,7 +23,7 @@ from mmsearch.ingest import Progress
 from mmsearch.store.records import FloatArray, IntArray, PictureRow
 
 THRESHOLD = 0.9  # of likeness; different pages of one layout reach 0.75, copies with a tenth cut off 0.93
-NEAR = 0.85  # the least cosine between pictures that are compared
+NEAR = 0.8  # the least cosine between pictures that are compared; at 0.85, one grey version in ten is missed
 NEIGHBOURS = 16  # of a picture that are looked at; a larger group holds together by its other members
 EXACT_TO = 20_000  # pictures, of which all pairs take some seconds
 PROBES = 8  # cells that are looked into, beyond

@@ -7,10 +7,12 @@ import os
 import re
 import socket
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -100,8 +102,17 @@ def test_two_host_headers_are_refused(served: Served) -> None:
 def test_a_page_from_elsewhere_can_ask_nothing(served: Served, folder: Path, headers: dict[str, str]) -> None:
     for method, path in (("GET", "/api/search?q=red"), ("GET", "/api/items/mm-1/thumbnail"), ("DELETE", "/api/index")):
         assert served.http.request(method, path, headers=headers).status_code == 403
-    started = served.http.post("/api/index", json={"folders": [str(folder)]}, headers=headers)
-    assert started.status_code == 403
+    bodies: dict[str, dict[str, object]] = {
+        "/api/index": {"folders": [str(folder)]},
+        "/api/feedback": {"query": "red", "like": ["mm-1"]},
+        "/api/duplicates": {},
+        "/api/map": {},
+        "/api/zip": {"ids": ["mm-1"]},
+    }
+    for path, body in bodies.items():
+        assert served.http.post(path, json=body, headers=headers).status_code == 403
+    assert served.http.get("/api/feedback").json()["kept"] == 0
+    assert served.http.get("/api/duplicates").json()["number"] == 0
     assert served.http.get("/api/index").json()["run"] is None
 
 
@@ -139,6 +150,9 @@ def test_without_the_token_nothing_of_the_index_is_told(guarded: Served, headers
             "/metrics",
             "/api/openapi.json",
             "/api/index/events",
+            "/api/feedback",
+            "/api/duplicates",
+            "/api/map/points",
             "//api/status",
             "/page/../api/status",
             "/page/%2e%2e/api/status",
@@ -408,6 +422,35 @@ def test_what_is_asked_for_has_limits(served: Served, path: str, status: int) ->
     assert answer.status_code == status, answer.text[:300]
     if path.endswith("999999") and status == 200:
         assert answer.json()["hits"] == [] and answer.json()["cursor"] is None
+
+
+def test_what_is_kept_open_for_somebody_has_an_end(folder: Path, tmp_path: Path) -> None:
+    class Held(ColourEncoder):
+        def encode_images(self, images: Any) -> Any:
+            goes_on.wait(30)
+            return super().encode_images(images)
+
+    goes_on = threading.Event()
+    limits = Limits(open_answers=2, event_streams=1, zip_bytes=10)
+    with Index(tmp_path / "index", encoder=Held()) as index:
+        index.add_texts(["red", "red wall", "red roof"])
+        with serving(index, Settings(port=0, allowed=(str(folder),), limits=limits)) as served:
+            first, *others = [served.http.get(f"/api/search?q={words}&k=1").json() for words in ("red", "wall", "roof")]
+            assert served.http.get("/api/search", params={"cursor": first["cursor"]}).status_code == 410
+            assert all(served.http.get("/api/search", params={"cursor": it["cursor"]}).is_success for it in others)
+            try:
+                assert served.http.post("/api/index", json={"folders": [str(folder)]}).status_code == 202
+                with served.http.stream("GET", "/api/index/events") as stream:
+                    assert next(stream.iter_lines()).startswith("data: ")
+                    second = served.http.get("/api/index/events")
+                    assert second.status_code == 503 and "Ask /api/index" in second.json()["detail"]
+            finally:
+                goes_on.set()
+            while served.http.get("/api/index").json()["run"]["state"] == "running":
+                time.sleep(0.05)
+            (hit,) = served.http.get("/api/search?q=red&kind=image").json()["hits"]
+            archive = served.http.post("/api/zip", json={"ids": [hit["id"]]})
+            assert archive.status_code == 413 and archive.headers["content-type"] == "application/problem+json"
 
 
 def test_a_bomb_costs_only_its_sender(served: Served, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Which versions of a picture are told from different pictures: by likeness, and by perceptual hashes beside it.
 
 Clip art and wallpapers as Debian has them (openclipart-png; gnome-backgrounds, mate-backgrounds), and drawn pages of
-text, all of one layout, which blur to nearly the same. Versions are what people make of a picture. Different pictures
-are told by each picture's nearest neighbours among the others: those are what a wrong group would be made of. A few of
-them are versions all the same, since clip art is copied and recoloured; `--json` and PRINT_WRONG list them.
+text, all of one layout, which blur to nearly the same. Versions are what people make of a picture that has any details;
+some wallpapers have none. Different pictures are told by each picture's nearest neighbours among the others: those are
+what a wrong group would be made of. A few of them are versions all the same, since clip art is copied and recoloured;
+PRINT_WRONG=1 lists them. Left out are the thousand stars that a program drew, each nearly the next.
 """
 
 import io
@@ -63,7 +64,10 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 def rows(folder: Path, quick: bool) -> Iterator[Row]:
     """Measure."""
     chosen = random.Random(3)
-    art, wallpapers = sorted(ART.rglob("*.png")), sorted(path for path in WALLPAPERS.rglob("*.*") if path.is_file())
+    art, wallpapers = (
+        sorted(path for path in ART.rglob("*.png") if path.parent.name != "stars"),
+        sorted(path for path in WALLPAPERS.rglob("*.*") if path.is_file()),
+    )
     if not art or not wallpapers:
         yield Row("duplicates", "left out: apt-get install openclipart-png gnome-backgrounds mate-backgrounds", {})
         return
@@ -74,11 +78,13 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
     pages = [_page(number) for number in range(15 if quick else 100)]
     names = [*map(str, (*wallpapers, *art)), *(f"page {number}" for number in range(len(pages)))]
     changed = pictures[: len(wallpapers)] + pictures[len(wallpapers) :][: 30 if quick else 300]
+    changed = [picture for picture in changed if _has_details(picture)]
     measure = _Measure()
     known = [measure(picture) for picture in (*pictures, *pages)]
+    originals = [measure(picture) for picture in changed]
     for name, change in CHANGES.items():
-        versions = [measure(change(picture)) for picture in changed]
-        yield _row(f"versions: {name}", list(zip(known, versions, strict=False)))
+        pairs = [(first, measure(change(picture))) for first, picture in zip(originals, changed, strict=True)]
+        yield _row(f"versions: {name}", pairs)
     vectors = np.stack([vector for vector, _, _ in known])
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1)
@@ -133,6 +139,11 @@ def _row(what: str, pairs: list[tuple[Seen, Seen]]) -> Row:
 
 def _likeness(one: Seen, other: Seen) -> float:
     return float(likenesses(one[1], other[1][None])[0])
+
+
+def _has_details(picture: Image.Image) -> bool:
+    seen = grey(fit(picture, PixelSpec(SIDE, SIDE, resize="squash", interpolation="bilinear")))
+    return bool(likenesses(seen, seen[None])[0] > 0)
 
 
 def _loaded(path: Path) -> Image.Image:
