@@ -38,7 +38,7 @@ def duplicates_command(
     """Find pictures that are one: copies, and the same resized, recompressed, recoloured or with its edges cut off.
 
     The first of a group has the most pixels. Likeness is how well the details of two small grey versions correlate;
-    0.9 finds 19 of 20 such copies, and takes icons that differ in a small sign for one. Look before you delete.
+    0.9 finds nearly all such copies, and may take icons that differ in a small sign for one. Look before you delete.
 
     \b
     Examples:
