@@ -111,7 +111,7 @@ def _indexing(folder: Path, rclip: _Rclip, model: str) -> Iterator[Row]:
             pictures.photo(path, (4000, 3000), number)
         else:
             path.write_bytes((photos / f"{number % DISTINCT:05}.jpg").read_bytes() + f"{number:05}".encode())
-    ways = {"the same weights": [model], "lite": ["lite"]}
+    ways = {name: [model, "--precision", name] for name in ("fp32", "int8")} | {"lite": ["lite"]}
     taken: dict[str, list[float]] = {name: [] for name in ("rclip", *ways)}
     for turn in range(ROUNDS + 1):
         rclip.forget()
@@ -139,7 +139,7 @@ def _queries(folder: Path, rclip: _Rclip, model: str, many: int) -> Iterator[Row
         np.save(folder / "rows.npy", rows)
         rclip.forget()
         rclip.fill(photos, folder / "rows.npy")
-        with Index(index, model=model) as made:
+        with Index(index, model=model, precision="fp32") as made:
             made.add_texts(["so that the index is made"])
         fill(index, iter([rows]), {})
         store = Store(index)
