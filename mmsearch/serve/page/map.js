@@ -8,6 +8,7 @@ import { t } from './words.js';
 const MOST_PIXELS = 2_600_000; // of the canvas; beyond, the screen scales it up
 const DEEPEST = 400; // times the whole map
 const CELL = 76; // px on the screen: a square so large shows one picture at most; one twice as large is divided
+const PICTURE = 100; // px of a picture's longer side at the most
 const REACH = 14; // px between the pointer and a point that it means
 const MOST_SELECTED = 10_000;
 const MOST_ITEMS = 1_000; // in one request
@@ -252,6 +253,7 @@ export class MapView {
       return (255 << 24) | (blue << 16) | (green << 8) | red;
     });
     this.ground = mixed(ground)[0];
+    this.accent = style.getPropertyValue('--accent');
     this.tones = { ink: mixed(ink), text: mixed(text), accent: mixed(accent) };
     this.#draw();
   }
@@ -287,7 +289,7 @@ export class MapView {
     const { count, x, y } = this.#points;
     const { covered, colours } = this;
     const { width, height } = this.canvas;
-    const disc = discOf(radius, width);
+    const { offsets, shares } = discOf(radius, width);
     const reach = Math.ceil(radius);
     const [wide, high] = this.#scale.map((side) => side * this.ratio);
     const left = width / 2 - this.#view.x * wide;
@@ -299,7 +301,7 @@ export class MapView {
       if (across < reach || down < reach || across >= width - reach || down >= height - reach) continue;
       if (passes && !passes(place)) continue;
       const middle = down * width + across;
-      for (let part = 0; part < disc.offsets.length; part++) covered[middle + disc.offsets[part]] += disc.shares[part];
+      for (let part = 0; part < offsets.length; part++) covered[middle + offsets[part]] += shares[part];
     }
     const most = tones.length - 1;
     for (let pixel = 0; pixel < covered.length; pixel++) {
@@ -315,7 +317,7 @@ export class MapView {
     if (this.#points) {
       const size = this.#pictureSize();
       context.lineWidth = 2.5;
-      context.strokeStyle = getComputedStyle(this.section).accentColor;
+      context.strokeStyle = this.accent;
       for (const place of this.#picked) {
         const picture = this.#pictures.get(this.#points.numbers[place]);
         if (!picture?.width) continue;
@@ -332,7 +334,7 @@ export class MapView {
         context.lineTo(...this.#toScreen(this.#lasso[part], this.#lasso[part + 1]));
       }
       context.closePath();
-      context.strokeStyle = getComputedStyle(this.section).accentColor;
+      context.strokeStyle = this.accent;
       context.lineWidth = 2;
       context.setLineDash([6, 5]);
       context.stroke();
@@ -390,7 +392,7 @@ export class MapView {
     const picture = h('img', { src: api.thumbnail(`mm-${number}`, 320), alt: '', decoding: 'async' });
     this.#pictures.set(number, {});
     picture.addEventListener('load', () => {
-      this.#pictures.set(number, framed(picture));
+      this.#pictures.set(number, framed(picture, PICTURE * this.ratio));
       this.#draw();
     }, { once: true });
     if (this.#pictures.size > 1_500) this.#pictures.delete(this.#pictures.keys().next().value);
@@ -605,12 +607,12 @@ function discOf(radius, width) {
       }
     }
   }
-  return { offsets, shares };
+  return { offsets: Int32Array.from(offsets), shares: Uint8Array.from(shares) };
 }
 
-/** A thumbnail with a white edge, made once, at the size that the map shows at the most. */
-function framed(picture) {
-  const shrunk = Math.min(1, 240 / Math.max(picture.naturalWidth, picture.naturalHeight));
+/** A thumbnail with a white edge, made once: to shrink a larger one in every frame costs more than all the points. */
+function framed(picture, most) {
+  const shrunk = Math.min(1, most / Math.max(picture.naturalWidth, picture.naturalHeight));
   const [width, height] = [picture.naturalWidth, picture.naturalHeight].map((side) => Math.max(1, Math.round(side * shrunk)));
   const canvas = h('canvas', { width: width + 8, height: height + 8 });
   const context = canvas.getContext('2d');
