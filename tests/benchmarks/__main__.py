@@ -9,6 +9,7 @@ import click
 
 from mmsearch.present import table
 from tests.benchmarks import (
+    beside_clip_retrieval,
     beside_rclip,
     bundle_memory,
     crossover,
@@ -31,6 +32,7 @@ ALL = {
     "rclip": beside_rclip.rows,
     "serving": serving.rows,
     "page": page.rows,
+    "clip-retrieval": beside_clip_retrieval.rows,
     "bundle": bundle_memory.rows,
     "precision": precision.rows,
     "vectors": vector_search.rows,

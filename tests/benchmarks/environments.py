@@ -10,6 +10,7 @@ PACKAGES = {  # what pip installs, pinned to what was measured
     "usearch": ("usearch==2.26.6",),
     "lancedb": ("lancedb==0.40.0",),
     "sqlite-vec": ("sqlite-vec==0.1.9", "apsw"),
+    "clip-retrieval": ("clip-retrieval==2.45.0", "setuptools<80"),  # clip imports pkg_resources
     "rclip": ("rclip==3.3.0",),
 }
 

@@ -134,22 +134,33 @@ class _Server:
         return said
 
 
+def free_port() -> int:
+    """A port of this machine at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
+    """Until a process listens at a port."""
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        assert process.poll() is None, "the server has ended"
+        time.sleep(0.01)
+
+
 @contextlib.contextmanager
 def server_of(index: Path, *options: str, batch: int | None = None) -> Iterator[_Server]:
     """`mmsearch serve` in a process of its own, from when it listens."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     script = "from mmsearch import batching, cli\n"
     script += f"batching.MOST_AT_ONCE = {batch}\n" if batch else ""
     arguments = [sys.executable, "-c", script + "cli.main()", "serve", "-i", str(index), "--port", str(port), *options]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
     try:
-        while True:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            time.sleep(0.01)
+        wait_for(port, process)
         yield _Server(port, process.pid)
     finally:
         process.send_signal(signal.SIGINT)
