@@ -186,7 +186,7 @@ class _Run:
         design = self.design
         module: nn.Module = self.model
         if self.world > 1:
-            module = DistributedDataParallel(self.model, find_unused_parameters=design.fusion != "none")
+            module = DistributedDataParallel(self.model, find_unused_parameters=True)  # no objective reaches them all
         half = _half(design, self.device)
         told, first = time.monotonic(), self.step
         with self._log() as log, ThreadPoolExecutor(1) as ahead:
