@@ -107,7 +107,7 @@ def _quantise(tower: Path, quantised: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory(dir=quantised.parent) as plain, _without_advice():
-        # Matrices alone: a convolution in 8 bits is slower than in full precision (the patches of ViT-B-32-256)
+        # Matrices alone, which are nearly all that a transformer computes; convolutions stay as they are
         quantize_dynamic(
             tower,
             Path(plain) / tower.name,
