@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from mmsearch import Index, load_encoder
+from mmsearch.encoders.joint import fused_of
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import Error, ModelError, TrainingError, UsageError
 from mmsearch.sources.pairs import PairColumns, read_pairs
@@ -441,3 +443,34 @@ def test_held_out_pairs_are_those_that_the_table_says(tmp_path: Path) -> None:
     examples = gather(read_pairs(table), design, PixelSpec(32, 32, "longest", fill=255), tmp_path, said.append)
     assert [example.picture for example in examples.held_out] == [0, 1, 2, 3, 4, 5]
     assert len(examples.learned) == 18 and "24 pictures" in said[0]
+
+
+@pytest.mark.slow
+def test_pairs_are_classified_that_neither_side_decides(tmp_path: Path) -> None:
+    table = toys.pairs(tmp_path / "pairs", 480)
+    columns = PairColumns(label="feeling")
+    # Much change of colours would change what is warm; a sixth of the pictures is held out
+    design = tiny(
+        fusion="concatenation", objective="info_nce=0.2,classification", steps=160, batch=32, interval=80, augment=0.2,
+        held_out=0.17, learning_rate=1e-3, dropout=0.0, text_width=64, fusion_width=64,
+    )  # fmt: skip
+    report = train_encoder([table], tmp_path / "judge", design, columns=columns)
+    assert report is not None
+    bundle = load_encoder(str(report.folder))
+    fused = fused_of(bundle)
+    assert fused is not None
+    examples = gather(read_pairs(table, columns), design, bundle.pixels, tmp_path)
+    shown = examples.pixels[[example.picture for example in examples.held_out]]
+    texts = [example.text for example in examples.held_out]
+    right = np.array([fused.classes.index(example.label or "") for example in examples.held_out])
+
+    def accuracy(pixels: np.ndarray, said: list[str]) -> float:
+        return float((fused.classify(pixels, said).argmax(axis=1) == right).mean())
+
+    assert accuracy(shown, texts) >= 0.9
+    # One side alone: the other is that of another pair, so that it says nothing of the class
+    random = np.random.default_rng(0)
+    other = random.permutation(len(texts))
+    assert accuracy(shown, ["a disc" for _ in texts]) <= 0.65
+    assert accuracy(np.full_like(shown, 255), texts) <= 0.65
+    assert accuracy(shown[other], texts) <= 0.65
