@@ -453,6 +453,19 @@ def test_what_is_kept_open_for_somebody_has_an_end(folder: Path, tmp_path: Path)
             assert archive.status_code == 413 and archive.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/search", {"q": "red", "k": "5"}),
+        ("/api/search", {"q": "red", "min_score": True}),
+        ("/api/duplicates", {"threshold": "0.9"}),
+        ("/api/duplicates", {"threshold": True}),
+    ],
+)
+def test_json_is_taken_as_it_is_written(served: Served, path: str, body: dict[str, object]) -> None:
+    assert served.http.post(path, json=body).status_code == 422
+
+
 def test_a_bomb_costs_only_its_sender(served: Served, tmp_path: Path) -> None:
     def upload(picture: bytes) -> httpx2.Response:
         return served.http.post("/api/search", content=picture, headers={"content-type": "image/png"})

@@ -30,7 +30,7 @@ async def json_body(request: Request, shape: type[B], service: Service) -> B:
     most = limits.body_bytes if shape is shapes.SearchIn else limits.json_bytes
     body = await _read(request, most, limits.body_seconds)
     try:
-        return shape.model_validate_json(body)
+        return shape.model_validate_json(body, strict=True)
     except ValidationError as error:
         raise InvalidBodyError(error) from None
 
