@@ -51,6 +51,18 @@ def reciprocal_rank(ranks: IntArray) -> float:
     return float((1 / ranks).mean())
 
 
+def auc(matched: FloatArray, unmatched: FloatArray) -> float:
+    """How often a matched pair has the higher score of two, one of each kind; a tie is half (Mann & Whitney 1947).
+
+    matched, unmatched: (n,), (m,) scores. Raises ValueError if one is empty.
+    """
+    if not len(matched) or not len(unmatched):
+        raise ValueError("an AUC needs pairs of both kinds")
+    ordered = np.sort(unmatched)
+    below, through = (np.searchsorted(ordered, matched, side) for side in ("left", "right"))
+    return float((below + through).mean() / 2 / len(unmatched))
+
+
 @dataclass(frozen=True)
 class Interval:
     """A figure and the limits that hold 95 % of its resamples."""

@@ -2,8 +2,8 @@
 
 A cosine means nothing by itself: 0.3 is much for one model and little for the next, and some texts are close to every
 picture. So each is read against the cosines of the same picture with everyday texts (`everyday`), in units of their
-deviation, and a logistic curve makes that a probability (Platt 1999). Where the model has a fusion encoder that was
-trained to tell matched from unmatched pairs, that one answers instead; every answer says who gave it.
+deviation, and a logistic curve makes that a probability (Platt 1999). Where the model has a fusion encoder that told
+matched from unmatched held-out pairs better than that, it answers instead; every answer says who gave it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +93,7 @@ class Judge:
         picture = self._embed_image(image)
         row = self._embed_texts([text])
         fused = fused_of(self._encoder)
-        if fused is not None and fused.matches:
+        if fused is not None and fused.worth is not None and fused.worth.judges:
             likely = float(fused.match(image.pixels[None], [text])[0])
             return Match(likely, float(row[0] @ picture), "fusion encoder")
         stands_out = standing(picture, row, self._embed_texts(QUERIES))

@@ -1,8 +1,10 @@
 """Encoders from the ground up: parts by name, a run that may be cut off, and a model that an index reads at once."""
 
 import json
+import math
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,17 +18,20 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from mmsearch import Index, load_encoder
 from mmsearch.encoders.joint import fused_of
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import Error, ModelError, TrainingError, UsageError
+from mmsearch.judging import judge_of
 from mmsearch.sources.pairs import PairColumns, read_pairs
 from mmsearch.train import checkpoints
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.encoder import EncoderReport, Moment, train_encoder
 from mmsearch.train.examples import changed, gather
-from mmsearch.train.model import Model, Shown
+from mmsearch.train.fusion import FIRST_SLOPE
+from mmsearch.train.model import Model, Shown, _drawn, _preferred
 from mmsearch.train.towers import image_tower, text_tower, turned_places
 from mmsearch.train.words import words_for
 from tests import toys
@@ -93,11 +98,59 @@ def test_recall_on_pairs_held_out_is_above_chance_and_reported(made: EncoderRepo
     assert made.history[-1]["loss"] < made.history[0]["loss"]
 
 
-def test_a_model_with_a_fusion_encoder_matches_by_it(made: EncoderReport, tmp_path: Path) -> None:
+def with_worth(made: EncoderReport, folder: Path, **figures: float) -> Path:
+    """The same model, as if its held-out pairs had given other figures."""
+    shutil.copytree(made.folder, folder)
+    manifest = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
+    manifest["extras"]["fusion"]["worth"] |= figures
+    (folder / "preprocess.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+def test_held_out_pairs_say_what_the_fusion_encoder_is_worth(made: EncoderReport) -> None:
+    worth = made.fusion
+    assert worth is not None and worth.pairs >= 30 and worth.queries > 0 and worth.ms > 0
+    assert worth.auc_fusion > 0.6 and worth.auc_cosine > 0.6  # a coin has 0.5
+    fused = fused_of(load_encoder(str(made.folder)))
+    assert fused is not None and fused.worth == worth
+    assert f"AUC {worth.auc_fusion:.3f}" in (made.folder / "README.md").read_text(encoding="utf-8")
+    assert made.facts()["fusion"]["auc_cosine"] == worth.auc_cosine
+
+
+@pytest.mark.parametrize(
+    ("auc", "by"), [(0.91, "fusion encoder"), (0.89, "calibrated cosine"), (0.9, "calibrated cosine")]
+)
+def test_match_takes_what_was_better_on_held_out_pairs(
+    made: EncoderReport, tmp_path: Path, auc: float, by: str
+) -> None:
+    folder = with_worth(made, tmp_path / "model", auc_fusion=auc, auc_cosine=0.9)
+    found = judge_of(load_encoder(str(folder))).match(toys.shape("red", "disc", 7), "a red disc by day")
+    assert found.by == by and 0 <= found.probability <= 1
+
+
+def test_a_fusion_encoder_that_orders_no_better_is_not_reranked_with(made: EncoderReport, tmp_path: Path) -> None:
+    folder = with_worth(made, tmp_path / "model", mrr_reranked=0.4, mrr_cosine=0.5)
+    with Index(tmp_path / "index", model=str(folder)) as index:
+        index.add_images([toys.shape("red", "disc", 7)])
+        with pytest.raises(UsageError, match=r"0\.400 against 0\.500"):
+            index.search("red", rerank=True)
+
+
+def test_few_held_out_pairs_leave_the_fusion_encoder_aside(table: Path, tmp_path: Path) -> None:
+    design = tiny(fusion="concatenation", objective="info_nce,matching", steps=2, interval=2, held_out=0.1)
+    report = train_encoder([table], tmp_path / "few", design)
+    assert report is not None and report.fusion is None
+    found = judge_of(load_encoder(str(report.folder))).match(toys.shape("red", "disc", 7), "a red disc by day")
+    assert found.by == "calibrated cosine"
+    with Index(tmp_path / "index", model=str(report.folder)) as index:
+        index.add_images([toys.shape("red", "disc", 7)])
+        with pytest.raises(UsageError, match="too few held-out pairs"):
+            index.search("red", rerank=True)
+
+
+def test_a_model_with_a_fusion_encoder_and_a_decoder_answers_by_them(made: EncoderReport, tmp_path: Path) -> None:
     with Index(tmp_path / "index", model=str(made.folder)) as index:
         index.add_images([toys.shape("red", "disc", 7)], captions=["a red disc by day"])
-        found = index.match(toys.shape("red", "disc", 7), "a red disc by day")
-        assert found.by == "fusion encoder" and 0 <= found.probability <= 1
         labels = index.classify(toys.shape("red", "disc", 7), text="a red disc by day")
         assert {label.label for label in labels} == {"calm", "odd"} and labels[0].by == "trained head"
         said = index.describe(toys.shape("red", "disc", 7))
@@ -114,7 +167,8 @@ def test_reranking_orders_the_first_hits_by_the_fusion_encoder(made: EncoderRepo
     files.mkdir()
     for colour in toys.COLOURS:
         toys.shape(colour, "disc", 5).save(files / f"{colour}.png")
-    with Index(tmp_path / "index", model=str(made.folder)) as index:
+    folder = with_worth(made, tmp_path / "model", auc_fusion=1, auc_cosine=0.9, mrr_reranked=1, mrr_cosine=0.9)
+    with Index(tmp_path / "index", model=str(folder)) as index:
         index.add(files)
         plain = index.search("a yellow disc by day")
         moved = index.search("a yellow disc by day", rerank=True)
@@ -247,9 +301,11 @@ def test_every_fusion_learns_and_does_not_see_what_fills_up(fusion: str, table: 
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
     assert model.fusion is not None
     model.eval()
-    match, classes = model.fusion(image, text, mask)
+    nn.init.normal_(model.fusion.match.weight)  # it begins at 0, so that the cosine alone decides
+    cosine = torch.tensor([0.5, -0.5])
+    match, classes = model.fusion(image, text, mask, cosine)
     hidden = text.masked_fill(~mask[..., None], 7.0)
-    assert torch.allclose(model.fusion(image, hidden, mask)[0], match, atol=1e-4)
+    assert torch.allclose(model.fusion(image, hidden, mask, cosine)[0], match, atol=1e-4)
     assert classes.shape == (2, 3)
     model.train()
     batch = Shown(
@@ -260,6 +316,26 @@ def test_every_fusion_learns_and_does_not_see_what_fills_up(fusion: str, table: 
     parts["loss"].backward()
     assert parts["loss"].item() == pytest.approx(sum(parts[name].item() for name in design.objective), rel=1e-5)
     assert all(parameter.grad is not None for parameter in model.fusion.parameters())
+
+
+@pytest.mark.parametrize("fusion", ["concatenation", "bilstm", "cross_attention", "transformer"])
+def test_a_fusion_encoder_begins_as_the_cosine(fusion: str) -> None:
+    model = Model(tiny(fusion=fusion, objective="info_nce,matching"), 40).eval()
+    assert model.fusion is not None
+    cosine = torch.linspace(-1, 1, 5)
+    image, text = torch.randn(5, 4, model.image.token_width), torch.randn(5, 3, 32)
+    match, _ = model.fusion(image, text, torch.ones(5, 3, dtype=torch.bool), cosine)
+    assert torch.allclose(match - match.mean(), FIRST_SLOPE * cosine, atol=1e-4)
+
+
+def test_wrong_answers_are_drawn_half_at_random_and_half_by_their_scores() -> None:
+    scores = torch.tensor([[9.0, math.log(3.0), 0.0, 5.0]])
+    wrong = torch.tensor([[False, True, True, False]])
+    # By the softmax 3/4 and 1/4, at random 1/2 each; a right one as it would be drawn beside them
+    preferred = _preferred(scores, wrong)[0]
+    assert preferred[1:3].tolist() == pytest.approx([0.5 + 0.5 * 3 / 2, 0.5 + 0.5 * 1 / 2])
+    assert preferred[0].item() == pytest.approx(0.5 + 0.5 * math.exp(9) / 2)
+    assert {_drawn(preferred[None], wrong).item() for _ in range(50)} == {1, 2}
 
 
 def test_objectives_are_summed_by_their_weights() -> None:

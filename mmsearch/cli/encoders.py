@@ -81,6 +81,8 @@ def train_encoder_command(
     click.echo(f"{report.pairs:,} pairs learned from, {report.steps:,} steps, {report.seconds / 60:.1f} min")
     if report.recall is not None and report.chance is not None:
         click.echo(f"recall@10 of {report.held_out:,} held-out pairs: {report.recall:.3f} (chance {report.chance:.4f})")
+    if report.fusion is not None:
+        click.echo(f"fusion encoder: {report.fusion.said()}")
     click.echo(f"The model: {report.folder}; curves and checkpoints: {report.training}")
 
 

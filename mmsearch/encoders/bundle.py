@@ -9,7 +9,8 @@
 
 Of an encoder that was trained here there may also be, named by "extras" in preprocess.json (encoders/joint runs them):
 
-    fusion.onnx       "image_tokens", "text_tokens", "mask" -> "match" (n,), "classes" (n, c), logits of pairs
+    fusion.onnx       "image_tokens", "text_tokens", "mask", "cosine" (n,) -> "match" (n,), "classes" (n, c), logits of
+                      pairs
     decoder.onnx      "image_tokens", "input_ids" -> "next" (n, t, vocabulary)
 
 The towers are loaded when they are first used, each for itself: a search by words never reads the image tower. Large
@@ -200,14 +201,16 @@ class Bundle:
         """What the bundle says of its fusion encoder and its decoder; empty for most."""
         return self._manifest.extras
 
-    def image_tokens(self, pixels: PixelArray) -> FloatArray:
-        """(n, height, width, 3) uint8 -> (n, tokens, width) float32, for a bundle with extras."""
-        return self._image_tower.run({"pixels": pixels}, "tokens")
+    def read_images(self, pixels: PixelArray) -> tuple[FloatArray, FloatArray]:
+        """(n, h, w, 3) uint8 -> (n, dim) of length 1, and (n, tokens, width) float32, for a bundle with extras."""
+        features, tokens = self._image_tower.run_for({"pixels": pixels}, ("features", "tokens"))
+        return self.project_images(features), tokens
 
-    def text_tokens(self, texts: Sequence[str]) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-        """-> (n, t, width) float32, and (n, t) which of them are no padding; for a bundle with extras."""
+    def read_texts(self, texts: Sequence[str]) -> tuple[FloatArray, FloatArray, npt.NDArray[np.bool_]]:
+        """-> (n, dim) of length 1, (n, t, width) float32, and (n, t) which tokens are no padding; as `read_images`."""
         inputs = self._padded([self._token_row(text) for text in texts])
-        return self._text_tower.run(inputs, "tokens"), inputs["attention_mask"].astype(bool)
+        features, tokens = self._text_tower.run_for(inputs, ("features", "tokens"))
+        return self.project_texts(features), tokens, inputs["attention_mask"].astype(bool)
 
     def words(self, ids: Sequence[int]) -> str:
         """What tokens say."""
@@ -313,11 +316,15 @@ class TowerSession:
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]], output: str = "features") -> FloatArray:
         """-> one output; inputs that the graph does not have are left out."""
+        return self.run_for(inputs, (output,))[0]
+
+    def run_for(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[FloatArray]:
+        """-> several outputs of one run."""
         self._runs += 1
         session = self._session()
         wanted = {entry.name for entry in session.get_inputs()}
-        features = session.run([output], {name: array for name, array in inputs.items() if name in wanted})[0]
-        return np.asarray(features, dtype=np.float32)
+        found = session.run(list(outputs), {name: array for name, array in inputs.items() if name in wanted})
+        return [np.asarray(each, dtype=np.float32) for each in found]
 
     def width(self) -> int:
         """How many features the tower gives."""

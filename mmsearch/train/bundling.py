@@ -19,16 +19,15 @@ from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import ModelError
 from mmsearch.everyday import QUERIES
 from mmsearch.judging import standing
+from mmsearch.train.comparing import Compared, HeldOut
 from mmsearch.train.model import Model
 from mmsearch.train.towers import ImageTower, TextTower
 from mmsearch.train.words import BEGIN, END, Words
 
 AGREEMENT = 0.999  # cosine between torch and the bundle, the least of all rows
-PROBABILITY_APART = 0.01  # and of a fusion encoder's probabilities, the most
+LOGITS_APART = 0.04  # and of a fusion encoder's logits, the most: 0.01 of a probability
 CALIBRATED_FROM = 30  # held-out pairs
 SAMPLES = ("a dog", "red", "a longer text with a few more words in it", "")
-
-HeldOut = tuple[FloatArray, FloatArray, "np.ndarray[Any, Any]"]
 
 
 class _Tower(nn.Module):
@@ -74,8 +73,10 @@ def make_bundle(
         if model.fusion is not None:
             text_tokens = said.tokens.clone()[: len(image_tokens)]
             mask = (ids != words.spec.pad_id)[: len(image_tokens)]
-            samples = {"image_tokens": image_tokens, "text_tokens": text_tokens, "mask": mask}
-            axes = {"image_tokens": {0: "n"}, "text_tokens": {0: "n", 1: "t"}, "mask": {0: "n", 1: "t"}}
+            cosine = torch.zeros(len(image_tokens))
+            samples = {"image_tokens": image_tokens, "text_tokens": text_tokens, "mask": mask, "cosine": cosine}
+            free = {"text_tokens": {0: "n", 1: "t"}, "mask": {0: "n", 1: "t"}}
+            axes = {"image_tokens": {0: "n"}, "cosine": {0: "n"}, **free}
             convert(model.fusion, samples, axes, draft / "fusion.onnx", ("match", "classes"))
         if model.decoder is not None:
             samples = {"image_tokens": image_tokens, "input_ids": ids[: len(image_tokens)]}
@@ -83,11 +84,18 @@ def make_bundle(
             convert(model.decoder, samples, axes, draft / "decoder.onnx", ("next",))
 
     extras: dict[str, Any] = {}
-    curve = _calibration(model, words, held_out)
-    if curve is not None:
-        extras["calibration"] = {"slope": curve.slope, "intercept": curve.intercept}
+    stands_out = _stands_out(model, words, held_out)
+    if held_out is not None and stands_out is not None:
+        extras["calibration"] = vars(Calibration.fitted(stands_out[held_out.right], stands_out[~held_out.right]))
     if model.fusion is not None:
-        extras["fusion"] = {"matches": "matching" in design.objective, "classes": list(classes)}
+        matches = "matching" in design.objective
+        extras["fusion"] = {"matches": matches, "classes": list(classes)}
+        if matches:
+            facts = {**facts, "fusion encoder": "not measured: `match` takes the cosine, `--rerank` is refused"}
+            if held_out is not None and stands_out is not None:
+                worth, curve = Compared(model, words, held_out, stands_out).judged()
+                extras["fusion"] |= {"worth": vars(worth), "calibration": vars(curve)}
+                facts = {**facts, "fusion encoder": worth.said()}
     if model.decoder is not None:
         extras["decoder"] = {"begin": words.id(BEGIN), "end": words.id(END)}
 
@@ -99,8 +107,8 @@ def make_bundle(
             raise ModelError(f"The model in ONNX differs from torch's (cosine {least:.4f}); it is not kept.")
         fused, describing = fused_of(bundle), describing_of(bundle)
         if fused is not None and model.fusion is not None:
-            apart = float(np.abs(fused.match(pixels.numpy(), list(SAMPLES[:3])) - _matches(model, pixels, words)).max())
-            if not apart <= PROBABILITY_APART:
+            apart = float(np.abs(fused.logits(pixels.numpy(), SAMPLES[:3]) - _logits(model, pixels, words)).max())
+            if not apart <= LOGITS_APART:
                 raise ModelError(f"The fusion encoder in ONNX differs from torch's (by {apart:.4f}); it is not kept.")
         if describing is not None:
             describing.describe(pixels.numpy()[0])
@@ -121,24 +129,24 @@ def make_bundle(
     )
 
 
-def _matches(model: Model, pixels: Tensor, words: Words) -> FloatArray:
+def _logits(model: Model, pixels: Tensor, words: Words) -> FloatArray:
     assert model.fusion is not None
     ids = torch.from_numpy(words.rows(list(SAMPLES[:3])))
     with torch.inference_mode():
-        logits, _ = model.fusion(model.image(pixels).tokens, model.text(ids).tokens, ids != words.spec.pad_id)
-    likely: FloatArray = logits.sigmoid().numpy()
-    return likely
+        shown, said = model.image(pixels), model.text(ids)
+        cosine = (model.image_vectors(shown) * model.text_vectors(said)).sum(dim=1)
+        logits, _ = model.fusion(shown.tokens, said.tokens, ids != words.spec.pad_id, cosine)
+    found: FloatArray = logits.numpy()
+    return found
 
 
-def _calibration(model: Model, words: Words, held_out: HeldOut | None) -> Calibration | None:
-    """The curve of `match`, on pairs that nothing was learned from; None where there are too few."""
-    if held_out is None or len(held_out[0]) < CALIBRATED_FROM:
+def _stands_out(model: Model, words: Words, held_out: HeldOut | None) -> FloatArray | None:
+    """(p, t) how far each held-out text stands out as an answer to each picture; None where there are too few."""
+    if held_out is None or len(held_out.images) < CALIBRATED_FROM or held_out.right.all():
         return None
-    images, texts, right = held_out
     with torch.inference_mode():
         everyday = model.text_vectors(model.text(torch.from_numpy(words.rows(QUERIES)))).numpy()
-    read = np.stack([standing(picture, texts, everyday) for picture in images])  # (pictures, texts)
-    return Calibration.fitted(read[right], read[~right])
+    return np.stack([standing(picture, held_out.texts, everyday) for picture in held_out.images])
 
 
 def _linear(layer: nn.Linear) -> HeadSpec:

@@ -22,7 +22,7 @@ import torch.distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmsearch.encoders.base import FloatArray
+from mmsearch.encoders.joint import Worth, fused_of
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import TrainingError, UsageError
 from mmsearch.evaluate import best_ranks, recall_at_k
@@ -31,6 +31,7 @@ from mmsearch.sources.tables import BadRow
 from mmsearch.train import checkpoints
 from mmsearch.train.bundling import make_bundle
 from mmsearch.train.checkpoints import Checkpoint
+from mmsearch.train.comparing import HeldOut
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.examples import Batches, Example, Examples, gather
 from mmsearch.train.model import Model, Shown
@@ -56,7 +57,10 @@ class Moment:
 
 @dataclass(frozen=True)
 class EncoderReport:
-    """What a run made. chance: recall@10 of guessing. history: a record for each look at the held-out pairs."""
+    """What a run made.
+
+    chance: recall@10 of guessing. history: a record for each look at the held-out pairs. fusion: what it is worth.
+    """
 
     folder: Path
     training: Path
@@ -69,6 +73,7 @@ class EncoderReport:
     skipped: tuple[BadRow, ...]
     history: tuple[Mapping[str, float], ...]
     classes: tuple[str, ...]
+    fusion: Worth | None  # None without one that matches, or where there are too few held-out pairs
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
@@ -76,6 +81,7 @@ class EncoderReport:
             "model": os.fspath(self.folder), "training": os.fspath(self.training), "pairs": self.pairs,
             "held_out": self.held_out, "recall_at_10": self.recall, "chance": self.chance, "steps": self.steps,
             "seconds": round(self.seconds, 1), "skipped": len(self.skipped), "classes": list(self.classes),
+            "fusion": None if self.fusion is None else vars(self.fusion),
             "history": [dict(record) for record in self.history],
         }  # fmt: skip
 
@@ -236,7 +242,7 @@ class _Run:
         recall = None
         if self.examples.held_out:
             with self._kept():
-                recall = recall_of(*self._vectors(self.examples.held_out))
+                recall = recall_of(self._read(self.examples.held_out))
         found = {"recall@10": recall} if recall is not None else {}
         self.history.append({"step": float(self.step), **losses, **found})
         checkpoint = Checkpoint(
@@ -259,8 +265,8 @@ class _Run:
         finally:
             self.model.load_state_dict(now)
 
-    def _vectors(self, examples: Sequence[Example]) -> tuple[FloatArray, FloatArray, "np.ndarray[Any, Any]"]:
-        """(pictures, dim), (texts, dim) unit rows, and (pictures, texts) which belong together."""
+    def _read(self, examples: Sequence[Example]) -> HeldOut:
+        """The vectors of the examples' pictures and texts, as the model is now."""
         pictures = list(dict.fromkeys(example.picture for example in examples))
         texts = list(dict.fromkeys(example.text for example in examples))
         places = {picture: place for place, picture in enumerate(pictures)}
@@ -277,7 +283,8 @@ class _Run:
             for start in range(0, len(texts), AT_ONCE):
                 ids = torch.from_numpy(self.words.rows(texts[start : start + AT_ONCE]))
                 said.append(self.model.text_vectors(self.model.text(ids.to(self.device))).cpu().numpy())
-        return np.concatenate(shown), np.concatenate(said), right
+        images, rows = np.concatenate(shown), np.concatenate(said)
+        return HeldOut(images, rows, right, self.examples.pixels, np.array(pictures), texts)
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[Callable[[str, float, int], None]]:
@@ -298,9 +305,9 @@ class _Run:
         seconds = time.monotonic() - self.started
         self._say("writing the model")
         with self._kept():
-            held_out = self._vectors(self.examples.held_out) if self.examples.held_out else None
-            recall = recall_of(*held_out) if held_out else None
-            chance = chance_of(held_out[2]) if held_out else None
+            held_out = self._read(self.examples.held_out) if self.examples.held_out else None
+            recall = recall_of(held_out) if held_out else None
+            chance = chance_of(held_out.right) if held_out else None
             facts = {
                 "pairs": f"{len(self.examples.learned):,}",
                 "held out": f"{len(self.examples.held_out):,}",
@@ -308,17 +315,20 @@ class _Run:
                 "time": f"{seconds / 60:.1f} minutes",
                 "held-out recall@10": "not measured" if recall is None else f"{recall:.3f} (chance {chance:.4f})",
             }
-            make_bundle(self.target, self.model.cpu(), self.words, self.spec, self.classes, facts, held_out)
+            model = self.model.cpu()
+            bundle = make_bundle(self.target, model, self.words, self.spec, self.classes, facts, held_out)
+            fused = fused_of(bundle)
         (self.training / "curves.png").write_bytes(training_curves(self.history))
         return EncoderReport(
             self.target, self.training, len(self.examples.learned), len(self.examples.held_out), recall, chance,
             self.step, seconds, self.examples.skipped, tuple(self.history), self.classes,
+            None if fused is None else fused.worth,
         )  # fmt: skip
 
 
-def recall_of(images: FloatArray, texts: FloatArray, right: "np.ndarray[Any, Any]") -> float:
+def recall_of(held_out: HeldOut) -> float:
     """recall@10, the mean of texts that find their pictures and of pictures that find their texts."""
-    scores = images @ texts.T
+    scores, right = held_out.images @ held_out.texts.T, held_out.right
     return (recall_at_k(best_ranks(scores, right), 10) + recall_at_k(best_ranks(scores.T, right.T), 10)) / 2
 
 

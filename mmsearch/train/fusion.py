@@ -5,6 +5,7 @@ cosine by the length of the texts, so it judges a pair, or the first hits of a s
 """
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ from mmsearch.train.design import EncoderDesign
 from mmsearch.train.towers import MASKED, both_ways, masked_mean
 
 HEADS = 4
+FIRST_SLOPE = 14.3  # of the cosine in the logit of a match; the temperature with which the towers begin
 
 
 class Concatenation(nn.Module):
@@ -128,7 +130,12 @@ FUSED: dict[str, Callable[[int, int, float], nn.Module]] = {
 
 
 class Fusion(nn.Module):
-    """Tokens of both towers -> a logit that they belong together, and logits of classes where there are any."""
+    """Tokens of both towers -> a logit that they belong together, and logits of classes where there are any.
+
+    The logit begins as the cosine of the towers, scaled, and what the tokens say is added to it, which is nothing at
+    first: a judge that has learned little is no worse than the towers. Tokens alone need thousands of steps to find
+    out what the cosine knows.
+    """
 
     def __init__(self, design: EncoderDesign, image_width: int, text_width: int, classes: int) -> None:
         super().__init__()
@@ -136,13 +143,15 @@ class Fusion(nn.Module):
         self.image = nn.Sequential(nn.Linear(image_width, width), nn.LayerNorm(width))
         self.text = nn.Sequential(nn.Linear(text_width, width), nn.LayerNorm(width))
         self.fused = FUSED[design.fusion](width, design.fusion_layers, design.dropout)
+        self.log_slope = nn.Parameter(torch.tensor(math.log(FIRST_SLOPE)))
         self.match = nn.Linear(width, 1)
+        nn.init.zeros_(self.match.weight)
         self.classes = nn.Linear(width, max(1, classes))
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """image_tokens (n, s, .), text_tokens (n, t, .), mask (n, t) bool -> (n,), (n, classes)."""
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """image_tokens (n, s, .), text_tokens (n, t, .), mask (n, t) bool, cosine (n,) -> (n,), (n, classes)."""
         fused = self.fused(self.image(image_tokens), self.text(text_tokens), mask)
-        return self.match(fused)[:, 0], self.classes(fused)
+        return self.log_slope.exp() * cosine + self.match(fused)[:, 0], self.classes(fused)
 
 
 class Decoder(nn.Module):

@@ -14,6 +14,7 @@ from mmsearch.train.losses import LOSSES, TEMPERED, binary_cross_entropy, cross_
 from mmsearch.train.towers import ImageTower, Read, TextTower, image_tower, text_tower
 
 FIRST_SCALE, LARGEST_SCALE = 14.3, 100.0  # inverse temperature, learned; as CLIP begins and clips it
+HARD = 0.5  # share of the wrong answers of `matching` that the towers choose
 
 
 @dataclass(frozen=True)
@@ -73,37 +74,53 @@ class Model(nn.Module):
         for name in self.design.contrastive:
             parts[name] = LOSSES[name](scores * scale if name in TEMPERED else scores, all_alike)
         if "matching" in self.design.objective:
-            parts["matching"] = self._matching(batch, shown, said, (images @ texts.T * scale).detach(), alike)
+            parts["matching"] = self._matching(batch, shown, said, (images @ texts.T).detach(), alike)
         if "classification" in self.design.objective:
-            parts["classification"] = self._classification(batch, shown, said)
+            parts["classification"] = self._classification(batch, shown, said, (images * texts).sum(dim=1).detach())
         if self.decoder is not None:
             parts["description"] = self._description(batch, shown)
         weighted = [self.design.objective[name] * part for name, part in parts.items()]
         return {**parts, "loss": torch.stack(weighted).sum()}
 
-    def _matching(self, batch: Shown, shown: Read, said: Read, scores: Tensor, alike: Tensor) -> Tensor:
-        """Each right pair, each picture with a hard wrong text, each text with a hard wrong picture (ALBEF, 3.2)."""
-        assert self.fusion is not None
-        mask = batch.input_ids != self.text.pad_id
-        matched, _ = self.fusion(shown.tokens, said.tokens, mask)
-        wrong = scores.masked_fill(alike | torch.eye(len(scores), dtype=torch.bool, device=scores.device), -torch.inf)
-        usable = torch.isfinite(wrong).any(dim=1) & torch.isfinite(wrong).any(dim=0)
-        rows = torch.nonzero(usable)[:, 0]
-        if len(rows) == 0:
-            return binary_cross_entropy(matched, torch.ones_like(matched))
-        texts = torch.multinomial(functional.softmax(wrong[rows], dim=1), 1)[:, 0]
-        images = torch.multinomial(functional.softmax(wrong.T[rows], dim=1), 1)[:, 0]
-        wrong_text, _ = self.fusion(shown.tokens[rows], said.tokens[texts], mask[texts])
-        wrong_image, _ = self.fusion(shown.tokens[images], said.tokens[rows], mask[rows])
-        logits = torch.cat((matched, wrong_text, wrong_image))
-        labels = torch.cat((torch.ones_like(matched), torch.zeros_like(wrong_text), torch.zeros_like(wrong_image)))
-        # Half of the pairs that it is asked about later belong together: both kinds weigh the same
-        weights = torch.where(labels > 0, (len(wrong_text) + len(wrong_image)) / len(matched), 1.0)
-        return binary_cross_entropy(logits, labels, weights)
+    def _matching(self, batch: Shown, shown: Read, said: Read, cosines: Tensor, alike: Tensor) -> Tensor:
+        """Each right pair twice: against a wrong text for its picture, and against a wrong picture for its text.
 
-    def _classification(self, batch: Shown, shown: Read, said: Read) -> Tensor:
+        Half of the wrong ones are hard, drawn by the towers' scores (ALBEF, Li et al. 2021, 3.2), half are any. A judge
+        that is told right from hard learns that a high cosine is suspicious; so what the drawing prefers, `_preferred`,
+        is taken from the logits, and what is left says how likely a pair is among pairs of any kind. (That is the
+        correction for sampling of Bengio & Senecal 2008.)
+        """
+        mask = batch.input_ids != self.text.pad_id
+        scores = cosines * self.log_scale.detach().exp().clamp(max=LARGEST_SCALE)
+        own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+        wrong = ~(alike | own)
+        rows = torch.nonzero(wrong.any(dim=1) & wrong.any(dim=0))[:, 0]
+        if len(rows) == 0:
+            rows = own.nonzero()[:, 0]
+            matched = self._matched(shown, said, mask, cosines, rows, rows)
+            return binary_cross_entropy(matched, torch.ones_like(matched))
+        for_pictures, for_texts = _preferred(scores, wrong)[rows], _preferred(scores.T, wrong.T)[rows]  # (r, n)
+        texts = _drawn(for_pictures, wrong[rows])
+        images = _drawn(for_texts, wrong.T[rows])
+        matched = self._matched(shown, said, mask, cosines, rows, rows)
+        place = torch.arange(len(rows), device=rows.device)
+        logits = torch.cat((
+            matched - for_pictures[place, rows].log(),
+            matched - for_texts[place, rows].log(),
+            self._matched(shown, said, mask, cosines, rows, texts) - for_pictures[place, texts].log(),
+            self._matched(shown, said, mask, cosines, images, rows) - for_texts[place, images].log(),
+        ))  # fmt: skip
+        return binary_cross_entropy(logits, (torch.arange(len(logits), device=rows.device) < 2 * len(rows)).float())
+
+    def _matched(self, shown: Read, said: Read, mask: Tensor, cosines: Tensor, images: Tensor, texts: Tensor) -> Tensor:
+        """(n,) logits that pictures and texts, by their places in the batch, belong together."""
         assert self.fusion is not None
-        _, logits = self.fusion(shown.tokens, said.tokens, batch.input_ids != self.text.pad_id)
+        logits: Tensor = self.fusion(shown.tokens[images], said.tokens[texts], mask[texts], cosines[images, texts])[0]
+        return logits.float()
+
+    def _classification(self, batch: Shown, shown: Read, said: Read, cosine: Tensor) -> Tensor:
+        assert self.fusion is not None
+        _, logits = self.fusion(shown.tokens, said.tokens, batch.input_ids != self.text.pad_id, cosine)
         known = batch.classes >= 0
         return cross_entropy(logits, batch.classes.clamp(min=0), known.to(logits.dtype) + 1e-9)
 
@@ -112,6 +129,21 @@ class Model(nn.Module):
         logits = self.decoder(shown.tokens, batch.input_ids[:, :-1]).flatten(0, 1)
         following = batch.input_ids[:, 1:].flatten()
         return functional.cross_entropy(logits.float(), following, ignore_index=self.text.pad_id)
+
+
+def _preferred(scores: Tensor, wrong: Tensor) -> Tensor:
+    """(n, m) how many times likelier than any wrong one an answer is drawn: one half, and one half by the softmax.
+
+    For the right ones too, as if they could be drawn. scores, wrong: (n, m), a row for each that is asked.
+    """
+    usual = scores.masked_fill(~wrong, -torch.inf).logsumexp(dim=1) - wrong.sum(dim=1).clamp(min=1).log()
+    preferred: Tensor = (1 - HARD) + HARD * (scores - usual[:, None]).exp()
+    return preferred
+
+
+def _drawn(preferred: Tensor, wrong: Tensor) -> Tensor:
+    """(n,) the place of a wrong answer for each row."""
+    return torch.multinomial(preferred * wrong, 1)[:, 0]
 
 
 def _alike(batch: Shown) -> Tensor:

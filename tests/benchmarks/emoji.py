@@ -22,7 +22,7 @@ from PIL import Image
 from mmsearch.decoding import DecodePool, Skip
 from mmsearch.encoders.bundle import Bundle
 from mmsearch.encoders.joint import fused_of
-from mmsearch.evaluate import best_ranks, recall_interval
+from mmsearch.evaluate import auc, best_ranks, recall_interval
 from mmsearch.train import checkpoints
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.encoder import Moment, train_encoder
@@ -116,7 +116,8 @@ def measured(folder: Path, table: Path) -> None:
     print(f"{len(names):,} names, {len(rows):,} pictures of an unseen style; chance {chance:.4f}")
     print(f"recall@10 by name: {found} ({found.value / chance:.0f} x chance); by picture: {back}")
     fused = fused_of(bundle)
-    if fused is not None and fused.matches:
+    if fused is not None and fused.worth is not None:
+        print(fused.worth.said())
         random = np.random.default_rng(0)
         places = {name: place for place, name in enumerate(names)}
         own = np.array([places[row["caption"]] for row in rows])
@@ -126,16 +127,11 @@ def measured(folder: Path, table: Path) -> None:
             ("hardest", hard),
         ):
             asked = random.permutation(len(rows))[:1000]
-            yes = np.concatenate([fused.match(shown[[i]], [names[own[i]]]) for i in asked])
-            no = np.concatenate([fused.match(shown[[i]], [names[wrong[i]]]) for i in asked])
+            yes = np.concatenate([fused.logits(shown[[i]], [names[own[i]]]) for i in asked])
+            no = np.concatenate([fused.logits(shown[[i]], [names[wrong[i]]]) for i in asked])
             cosine_yes = (images[asked] * texts[own[asked]]).sum(axis=1)
             cosine_no = (images[asked] * texts[wrong[asked]]).sum(axis=1)
             print(f"AUC against {what} wrong names: fusion {auc(yes, no):.3f}, cosine {auc(cosine_yes, cosine_no):.3f}")
-
-
-def auc(matched: np.ndarray, unmatched: np.ndarray) -> float:
-    """How often a matched pair has the higher score of two; half for a tie."""
-    return float((matched[:, None] > unmatched[None]).mean() + (matched[:, None] == unmatched[None]).mean() / 2)
 
 
 def told(moment: Moment) -> None:
