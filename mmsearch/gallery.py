@@ -1,17 +1,12 @@
-"""Hits as one HTML file that needs no server, no network and no script: thumbnails and style are inside it.
+"""Hits as one HTML file that stands alone, with thumbnails inside it."""
 
-The page's content security policy allows nothing but its own style sheet, named by hash, and data: images, so that a
-hostile caption could not do harm even if the escaping here had a hole.
-"""
-
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from html import escape
 from pathlib import PurePath
 
 from mmsearch.present import file_url, one_line, printable
 from mmsearch.search import Hit
+from mmsearch.standalone import picture_source, standalone_page
 
 TEXT_LETTERS_MAX = 600  # of a passage; a card shows fewer, a hover shows these
 
@@ -96,33 +91,8 @@ def gallery_page(hits: Sequence[Hit], *, title: str, thumbnails: Mapping[str, by
     """
     ratios = [_ratio(hit) for hit in hits]
     style = _STYLE + "".join(f".r{ratio:.0f} {{ --ratio: {ratio / 100:g}; }}\n" for ratio in sorted(set(ratios)))
-    digest = b64encode(sha256(style.encode()).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    heading = escape(one_line(title)) or "mmsearch"
     items = "\n".join(_item(hit, ratio, thumbnails) for hit, ratio in zip(hits, ratios, strict=True))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>{heading} · mmsearch</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-<h1 dir="auto">{heading}</h1>
-<p>{_count(hits)}</p>
-</header>
-<main>
-<ol>
-{items}
-</ol>
-</main>
-</body>
-</html>
-"""
+    return standalone_page(title, said=_count(hits), body=f"<ol>\n{items}\n</ol>", style=style)
 
 
 def _count(hits: Sequence[Hit]) -> str:
@@ -172,12 +142,5 @@ def _picture(hit: Hit, label: str, thumbnails: Mapping[str, bytes]) -> str:
     if thumbnail is None:
         return f'<span class="frame missing">{escape(printable(hit.format or "no preview"))}</span>'
     whole = "" if _RATIO_MIN <= _exact_ratio(hit) <= _RATIO_MAX else " whole"
-    source = f"data:{_media_type(thumbnail)};base64,{b64encode(thumbnail).decode('ascii')}"
-    image = f'<img src="{source}" alt="{escape(label)}" loading="lazy" decoding="async">'
+    image = f'<img src="{picture_source(thumbnail)}" alt="{escape(label)}" loading="lazy" decoding="async">'
     return f'<span class="frame{whole}">{image}</span>'
-
-
-def _media_type(data: bytes) -> str:
-    if data.startswith(b"\x89PNG"):
-        return "image/png"
-    return "image/webp" if data[8:12] == b"WEBP" else "image/jpeg"

@@ -54,6 +54,12 @@ class Report:
     dry_run: bool = False
     seconds: float = 0.0
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was done, by name; without what was skipped, which has reasons."""
+        names = ("added", "changed", "moved", "removed", "unchanged", "captions")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass
 class Plan:

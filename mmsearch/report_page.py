@@ -1,13 +1,12 @@
-"""Pages about pairs and answers, each one HTML file that needs no server, no network and no script, as a gallery."""
+"""Pages about pairs and answers, each one HTML file that stands alone."""
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from html import escape
 from pathlib import PurePath
 
 from mmsearch.measuring import Evaluation
 from mmsearch.present import one_line, printable
+from mmsearch.standalone import picture_source, standalone_page
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --ink: #1b1b19; --quiet: #6d6c67; --ground: #ececea;
@@ -59,26 +58,7 @@ def worst_page(evaluation: Evaluation, thumbnails: Mapping[str, bytes]) -> str:
 
 def page(title: str, said: str, sections: Sequence[str]) -> str:
     """A whole HTML page, to be written as UTF-8; sections are HTML already."""
-    digest = b64encode(sha256(_STYLE.encode()).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    heading, body = escape(one_line(title)), "\n".join(sections)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{heading} · mmsearch</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<header><h1 dir="auto">{heading}</h1><p>{escape(said)}</p></header>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+    return standalone_page(title, said=said, body="\n".join(sections), style=_STYLE)
 
 
 def figures_section(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -99,8 +79,8 @@ def pictures_section(title: str, shown: Sequence[tuple[str, str]], thumbnails: M
 
 def plot_section(title: str, png: bytes) -> str:
     """A plot as a section."""
-    source = f"data:image/png;base64,{b64encode(png).decode('ascii')}"
-    return f'<section><h2>{escape(title)}</h2><img src="{source}" alt="{escape(title)}" width="640"></section>'
+    image = f'<img src="{picture_source(png)}" alt="{escape(title)}" width="640">'
+    return f"<section><h2>{escape(title)}</h2>{image}</section>"
 
 
 def _shown(path: str, thumbnails: Mapping[str, bytes], kind: str, line: str | None = None) -> str:
@@ -108,9 +88,7 @@ def _shown(path: str, thumbnails: Mapping[str, bytes], kind: str, line: str | No
     thumbnail = thumbnails.get(path)
     inside = "no preview"
     if thumbnail is not None:
-        media = "png" if thumbnail.startswith(b"\x89PNG") else "jpeg"
-        source = f"data:image/{media};base64,{b64encode(thumbnail).decode('ascii')}"
-        inside = f'<img src="{source}" alt="{escape(name)}" loading="lazy">'
+        inside = f'<img src="{picture_source(thumbnail)}" alt="{escape(name)}" loading="lazy">'
     return (
         f'<li class="{kind}" title="{escape(name)}"><span class="frame">{inside}</span>'
         f'<bdi class="name">{escape(name)}</bdi></li>'

@@ -114,15 +114,7 @@ def index_command(
 
 def _report(report: Report, index: Index) -> str:
     """What a run did, in one line: only what is not zero."""
-    counts = {
-        "added": report.added,
-        "changed": report.changed,
-        "moved": report.moved,
-        "removed": report.removed,
-        "unchanged": report.unchanged,
-        "captions": report.captions,
-        "skipped": len(report.skipped),
-    }
+    counts = report.counts | {"skipped": len(report.skipped)}
     said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "nothing to do"
     if report.dry_run:
         return f"Would do to {index.folder}: {said}"

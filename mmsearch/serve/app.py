@@ -485,12 +485,7 @@ def _run(run: Run) -> dict[str, Any]:
         "report": None
         if report is None
         else {
-            "added": report.added,
-            "changed": report.changed,
-            "moved": report.moved,
-            "removed": report.removed,
-            "unchanged": report.unchanged,
-            "captions": report.captions,
+            **report.counts,
             "skipped": [{"path": skip.path, "reason": skip.reason} for skip in report.skipped[:SHOWN_SKIPS]],
             "skipped_total": len(report.skipped),
             "missing": report.missing,
