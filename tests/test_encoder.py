@@ -30,7 +30,7 @@ from mmsearch.train import checkpoints
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.encoder import EncoderReport, Moment, train_encoder
 from mmsearch.train.examples import changed, gather
-from mmsearch.train.fusion import FIRST_SLOPE
+from mmsearch.train.losses import FIRST_SCALE
 from mmsearch.train.model import Model, Shown, _drawn, _preferred
 from mmsearch.train.towers import image_tower, text_tower, turned_places
 from mmsearch.train.words import words_for
@@ -325,7 +325,7 @@ def test_a_fusion_encoder_begins_as_the_cosine(fusion: str) -> None:
     cosine = torch.linspace(-1, 1, 5)
     image, text = torch.randn(5, 4, model.image.token_width), torch.randn(5, 3, 32)
     match, _ = model.fusion(image, text, torch.ones(5, 3, dtype=torch.bool), cosine)
-    assert torch.allclose(match - match.mean(), FIRST_SLOPE * cosine, atol=1e-4)
+    assert torch.allclose(match - match.mean(), FIRST_SCALE * cosine, atol=1e-4)
 
 
 def test_wrong_answers_are_drawn_half_at_random_and_half_by_their_scores() -> None:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmsearch.train.design import EncoderDesign
+from mmsearch.train.losses import FIRST_SCALE
 from mmsearch.train.towers import MASKED, both_ways, masked_mean
 
 HEADS = 4
-FIRST_SLOPE = 14.3  # of the cosine in the logit of a match; the temperature with which the towers begin
 
 
 class Concatenation(nn.Module):
@@ -143,7 +143,7 @@ class Fusion(nn.Module):
         self.image = nn.Sequential(nn.Linear(image_width, width), nn.LayerNorm(width))
         self.text = nn.Sequential(nn.Linear(text_width, width), nn.LayerNorm(width))
         self.fused = FUSED[design.fusion](width, design.fusion_layers, design.dropout)
-        self.log_slope = nn.Parameter(torch.tensor(math.log(FIRST_SLOPE)))
+        self.log_slope = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
         self.match = nn.Linear(width, 1)
         nn.init.zeros_(self.match.weight)
         self.classes = nn.Linear(width, max(1, classes))

@@ -20,6 +20,7 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 LabelLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 MARGIN = 0.2  # in cosine; FaceNet's, for vectors of length 1 as these
+FIRST_SCALE, LARGEST_SCALE = 14.3, 100.0  # inverse temperature, where it is learned; as CLIP begins and clips it
 
 
 def info_nce(scores: Tensor, alike: Tensor) -> Tensor:

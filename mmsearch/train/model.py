@@ -10,10 +10,9 @@ from torch.nn import functional
 
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.fusion import Decoder, Fusion
-from mmsearch.train.losses import LOSSES, TEMPERED, binary_cross_entropy, cross_entropy
+from mmsearch.train.losses import FIRST_SCALE, LARGEST_SCALE, LOSSES, TEMPERED, binary_cross_entropy, cross_entropy
 from mmsearch.train.towers import ImageTower, Read, TextTower, image_tower, text_tower
 
-FIRST_SCALE, LARGEST_SCALE = 14.3, 100.0  # inverse temperature, learned; as CLIP begins and clips it
 HARD = 0.5  # share of the wrong answers of `matching` that the towers choose
 
 
