@@ -218,6 +218,7 @@ def test_a_hit_says_what_it_is_and_why_it_was_found(open_page: Any, served: Serv
     page.locator(".open").first.click()
     page.get_by_role("heading", name="00.png").wait_for()
     viewer = page.locator("#viewer")
+    viewer.locator(".path").wait_for()  # the hit is shown at once, its facts as soon as the server has told them
     assert str(folder / "red" / "00.png") in viewer.text_content()
     assert "by a word in its text, caption or name: number 1" in viewer.text_content()
     assert HOSTILE in viewer.locator(".captions").text_content()
