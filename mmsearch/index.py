@@ -110,6 +110,7 @@ class Index:
         self._notify = notify
         self._opening = threading.RLock()  # held while the model or the index is taken into use
         self._encode_texts = TextBatcher(self._texts_encoded)
+        self._asked_before = QueryCache(self.folder)
         self._store: Store | None = None
         self._vectors: VectorIndex | None = None
         self._trained_heads: TrainedHeads | None = None  # those that were last asked for
@@ -798,12 +799,11 @@ class Index:
         if space is None or self._own_encoder:
             return self._encoded_under(texts, heads)
         space += " judged" if cached_apart else ""
-        cache = QueryCache(self.folder)
-        known = cache.get(space, texts)
+        known = self._asked_before.get(space, texts)
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
             encoded = dict(zip(new, self._encoded_under(new, heads), strict=True))
-            cache.put(space, {text: row for text, row in encoded.items() if np.isfinite(row).all()})
+            self._asked_before.put(space, {text: row for text, row in encoded.items() if np.isfinite(row).all()})
             known |= encoded
         return np.stack([known[text] for text in texts])
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mmsearch.duplicates import Group
-from mmsearch.errors import Error
 from mmsearch.index import Index
 from mmsearch.ingest import Progress
 from mmsearch.present import group_object
-from mmsearch.serve.maps import give_way
-from mmsearch.serve.problems import ProblemError, log
+from mmsearch.serve.background import Background, Broken
+from mmsearch.serve.problems import ProblemError
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,6 @@ class _Search:
     groups: Sequence[Group] = ()
 
 
-class _Ended(Exception):
-    """Raised where progress is told, once the server ends."""
-
-
 class Duplicates:
     """The searches for duplicates of one server."""
 
@@ -38,8 +33,7 @@ class Duplicates:
         self._index = index
         self._lock = threading.Lock()  # for all below
         self._search = _Search()
-        self._thread: threading.Thread | None = None
-        self._is_ending = False
+        self._background = Background("Looking for duplicates")
 
     def start(self, threshold: float, under: Sequence[str]) -> None:
         """Begin to look; nothing happens where the same is being looked for. Raises ProblemError, SourceError."""
@@ -50,9 +44,8 @@ class Duplicates:
                 if (last.threshold, last.under) == wanted:
                     return
                 raise ProblemError("busy", "Other duplicates are being looked for. Ask again when that has ended.")
-            self._search = search = _Search(last.number + 1, *wanted, state="running")
-            self._thread = threading.Thread(target=self._go, args=(search,), name="mmsearch duplicates", daemon=True)
-            self._thread.start()
+            self._search = _Search(last.number + 1, *wanted, state="running")
+            self._background.start(self._go, self._broken)
 
     def page(self, k: int, cursor: str | None) -> dict[str, Any]:
         """The fields of shapes.DuplicatesOut. Raises ProblemError for a cursor of a search before the last."""
@@ -78,27 +71,16 @@ class Duplicates:
 
     def close(self) -> None:
         """End what goes on, and wait a little for it."""
-        self._is_ending = True
-        if self._thread is not None:
-            self._thread.join(5.0)
+        self._background.close()
 
-    def _go(self, search: _Search) -> None:
+    def _go(self) -> None:
         def take(progress: Progress) -> None:
-            nonlocal search
-            self._search = search = replace(search, progress=progress)
-            if self._is_ending:
-                raise _Ended
+            self._search = replace(search, progress=progress)
+            self._background.go_on()
 
-        try:
-            give_way()
-            groups = self._index.duplicates(threshold=search.threshold, under=search.under, progress=take)
-            self._search = replace(search, state="done", groups=groups)
-        except _Ended:
-            self._search = replace(search, state="idle")
-        except Error as error:
-            self._search = replace(search, state="failed", error=str(error))
-        except Exception:
-            log.exception("Looking for duplicates")
-            self._search = replace(
-                search, state="failed", error="A mistake in mmsearch; what the server printed says more."
-            )
+        search = self._search
+        groups = self._index.duplicates(threshold=search.threshold, under=search.under, progress=take)
+        self._search = replace(self._search, state="done", groups=groups)
+
+    def _broken(self, how: Broken, error: str | None) -> None:
+        self._search = replace(self._search, state="failed" if how == "failed" else "idle", error=error)

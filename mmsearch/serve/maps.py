@@ -1,7 +1,5 @@
 """The map of the collection, made in the background, and its points as they travel."""
 
-import os
-import sys
 import threading
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -9,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mmsearch.errors import Error
 from mmsearch.index import Index
 from mmsearch.map import Map
-from mmsearch.serve.problems import ProblemError, log
-
-NICE = 10  # on Linux, where a thread has a priority of its own: who searches goes first
+from mmsearch.serve.background import Background, Broken
+from mmsearch.serve.problems import ProblemError
 
 
 @dataclass(frozen=True)
@@ -26,10 +22,6 @@ class _Work:
     error: str | None = None
 
 
-class _Ended(Exception):
-    """Raised where progress is told, once the server ends."""
-
-
 class Maps:
     """The map of one server's index."""
 
@@ -37,8 +29,7 @@ class Maps:
         self._index = index
         self._lock = threading.Lock()  # for all below
         self._work = _Work()
-        self._thread: threading.Thread | None = None
-        self._is_ending = False
+        self._background = Background("Making the map")
         self._unkept: Map | None = None  # where the index's folder cannot be written
 
     def state(self) -> dict[str, Any]:
@@ -61,8 +52,7 @@ class Maps:
             if map_ is not None and map_.is_current:
                 return
             self._work = _Work("running")
-            self._thread = threading.Thread(target=self._make, name="mmsearch map", daemon=True)
-            self._thread.start()
+            self._background.start(self._make, self._broken)
 
     def points(self) -> tuple[bytes, str]:
         """The points of the map that was made last, and a tag that changes with them.
@@ -78,9 +68,7 @@ class Maps:
 
     def close(self) -> None:
         """End what goes on, and wait a little for it."""
-        self._is_ending = True
-        if self._thread is not None:
-            self._thread.join(5.0)
+        self._background.close()
 
     def _last(self) -> Map | None:
         kept = self._index.kept_map() if self._index.exists else None
@@ -89,33 +77,17 @@ class Maps:
     def _make(self) -> None:
         def take(share: float) -> None:
             self._work = _Work("running", share)
-            if self._is_ending:
-                raise _Ended
+            self._background.go_on()
 
-        try:
-            give_way()
-            made = self._index.map(progress=take)
-            self._unkept = None if self._index.kept_map() is not None else made
-            self._work = _Work()
-        except _Ended:
-            self._work = _Work()
-        except Error as error:
-            self._work = _Work("failed", error=str(error))
-        except Exception:
-            log.exception("Making the map")
-            self._work = _Work("failed", error="A mistake in mmsearch; what the server printed says more.")
+        made = self._index.map(progress=take)
+        self._unkept = None if self._index.kept_map() is not None else made
+        self._work = _Work()
+
+    def _broken(self, how: Broken, error: str | None) -> None:
+        self._work = _Work("failed", error=error) if how == "failed" else _Work()
 
 
 def packed(map_: Map) -> bytes:
     """Of n items, little-endian: n uint32 numbers, n uint16 x, n uint16 y, n uint8 that are 1 for a text."""
     x, y = np.rint(map_.points.T * 65535).astype("<u2")
     return b"".join(part.tobytes() for part in (map_.items.astype("<u4"), x, y, map_.is_text.astype("u1")))
-
-
-def give_way() -> None:
-    """For a thread that computes for long beside searches: one core, and that only when nobody else wants it."""
-    import faiss
-
-    faiss.omp_set_num_threads(1)
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

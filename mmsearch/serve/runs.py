@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from mmsearch.errors import Error, IndexLockedError
+from mmsearch.errors import IndexLockedError
 from mmsearch.index import Index
 from mmsearch.ingest import Progress
 from mmsearch.planning import Report
-from mmsearch.serve.problems import log
+from mmsearch.serve.background import Background, Broken
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,6 @@ class Run:
     report: Report | None = None
 
 
-class _Cancelled(Exception):
-    """Raised where progress is reported, which is between two writes: what was read so far is kept."""
-
-
 class Runs:
     """The runs of one server."""
 
@@ -38,8 +34,7 @@ class Runs:
         self._index = index
         self._lock = threading.Lock()  # for all below
         self._run: Run | None = None
-        self._cancelled = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._background = Background("Indexing")
 
     @property
     def last(self) -> Run | None:
@@ -54,38 +49,34 @@ class Runs:
         with self._lock:
             if self._run is not None and self._run.state == "running":
                 raise IndexLockedError("A run goes on already. Wait for its end, or cancel it.")
-            self._cancelled.clear()
             number = 1 if self._run is None else self._run.number + 1
             self._run = run = Run(number, tuple(folders), time.monotonic())
-            self._thread = threading.Thread(target=self._go, args=(run,), name="mmsearch indexing", daemon=True)
-            self._thread.start()
+            self._background.start(self._go, self._broken)
         return run
 
     def cancel(self) -> None:
         """Have the run end at the next file; what it has read is kept."""
-        self._cancelled.set()
+        self._background.cancel()
 
     def close(self) -> None:
         """End the run, and wait a little for it."""
-        self.cancel()
-        if self._thread is not None:
-            self._thread.join(5.0)
+        self._background.close()
 
-    def _go(self, run: Run) -> None:
-        def take(progress: Progress) -> None:
-            nonlocal run
-            self._run = run = replace(run, progress=progress)
-            if self._cancelled.is_set():
-                raise _Cancelled
+    def _go(self) -> None:
+        def take(progress: Progress) -> None:  # between two writes
+            self._run = replace(run, progress=progress)
+            self._background.go_on()
 
-        try:
-            report = self._index.add(*run.folders, progress=take)
-            ended = replace(run, state="done", report=report)
-        except _Cancelled:
-            ended = replace(run, state="cancelled")
-        except Error as error:
-            ended = replace(run, state="failed", error=str(error))
-        except Exception:
-            log.exception("Indexing %s", ", ".join(run.folders))
-            ended = replace(run, state="failed", error="A mistake in mmsearch; what the server printed says more.")
-        self._run = replace(ended, seconds=time.monotonic() - run.started_at)
+        run = self._begun()
+        report = self._index.add(*run.folders, progress=take)
+        self._end(replace(self._begun(), state="done", report=report))
+
+    def _broken(self, how: Broken, error: str | None) -> None:
+        self._end(replace(self._begun(), state=how, error=error))
+
+    def _begun(self) -> Run:
+        assert self._run is not None
+        return self._run
+
+    def _end(self, run: Run) -> None:
+        self._run = replace(run, seconds=time.monotonic() - run.started_at)

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import urllib.parse
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,7 @@ T = TypeVar("T")
 DATABASE = "queries.db"
 MOST = 2_000  # queries; 4 MB at 512 dimensions
 BUSY_S = 0.05  # encoding a text takes about as long
+MOST_WAITING = 256  # texts that other threads bring while one writes
 
 TABLES = """CREATE TABLE IF NOT EXISTS queries (
     id INTEGER PRIMARY KEY,
@@ -39,11 +41,15 @@ def space(fingerprint: str | None, heads: str | None) -> str | None:
 
 
 class QueryCache:
-    """Text -> vector, within one space; the oldest go first. Safe to use from several threads and processes."""
+    """Text -> vector, within one space; the oldest go first. Safe to use from several threads and processes.
+
+    Threads share one, not one each: what they bring while one of them writes is written together, in one transaction.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / DATABASE
         self._writing = threading.Lock()  # SQLite locks out processes; threads here would only meet as strangers
+        self._unwritten: deque[tuple[str, str, FloatArray]] = deque(maxlen=MOST_WAITING)  # space, text, vector
 
     def get(self, space: str, texts: Sequence[str]) -> dict[str, FloatArray]:
         """text -> (dim,) float32, for those that are known."""
@@ -70,14 +76,21 @@ class QueryCache:
             database.execute(TABLES)
             database.executemany(
                 "INSERT OR IGNORE INTO queries (space, text_hash, vector) VALUES (?, ?, ?)",
-                [(space, _hash(text), vector.astype(np.float32).tobytes()) for text, vector in vectors.items()],
+                [(space, _hash(text), vector.astype(np.float32).tobytes()) for space, text, vector in waiting],
             )
             database.execute("DELETE FROM queries WHERE id <= (SELECT max(id) FROM queries) - ?", (MOST,))
             database.execute("COMMIT")
 
-        if os.access(self._path.parent, os.W_OK):
-            with self._writing:
-                self._with_database("rwc", write)
+        if not os.access(self._path.parent, os.W_OK):
+            return
+        self._unwritten.extend((space, text, vector) for text, vector in vectors.items())
+        if self._writing.acquire(timeout=BUSY_S):  # a forked process may never get it
+            try:
+                waiting = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
+                if waiting:
+                    self._with_database("rwc", write)
+            finally:
+                self._writing.release()
 
     def latest(self, space: str, count: int) -> list[FloatArray]:
         """(dim,) float32 each, the newest first."""
