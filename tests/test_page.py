@@ -16,7 +16,7 @@ from tests.chromium import check_accessibility, needs_chromium
 from tests.colours import COLOURS, ColourEncoder, swatch
 from tests.served import Served, serving
 
-pytestmark = [pytest.mark.slow, needs_chromium]
+pytestmark = needs_chromium
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
 EACH = 40
 
@@ -71,6 +71,7 @@ def test_words_are_searched_and_the_back_button_leads_back(open_page: Any, serve
     assert colours(page) == {"blue"}
 
 
+@pytest.mark.slow
 def test_what_is_typed_is_searched_when_one_rests(open_page: Any, served: Served) -> None:
     page = open_page(served.url)
     page.locator("#words").press_sequentially("yellow", delay=20)
@@ -99,6 +100,7 @@ def test_a_picture_is_dropped_and_its_link_can_be_kept(open_page: Any, served: S
     assert colours(again) == {"blue"}
 
 
+@pytest.mark.slow
 def test_a_picture_is_chosen_and_words_refine_it(open_page: Any, served: Served, folder: Path) -> None:
     page = open_page(served.url)
     page.locator("#picture").set_input_files(folder / "green" / "01.png")
@@ -123,6 +125,7 @@ def test_more_and_less_like_this_refine_in_place(open_page: Any, served: Served)
     page.locator(".chip").nth(1).wait_for(state="detached")
 
 
+@pytest.mark.slow
 def test_what_is_said_of_answers_is_kept_when_asked(open_page: Any, served: Served) -> None:
     page = open_page(f"{served.url}/?q=yellow")
     page.locator(".tile.image .open").first.click()
@@ -151,6 +154,7 @@ def test_filters_narrow_and_are_cleared(open_page: Any, served: Served, folder: 
     assert colours(page) == {"red"}
 
 
+@pytest.mark.slow
 def test_everything_works_by_keys(open_page: Any, served: Served) -> None:
     page = open_page(f"{served.url}/?q=red")
     page.locator(".tile").first.wait_for()
@@ -181,6 +185,7 @@ def test_everything_works_by_keys(open_page: Any, served: Served) -> None:
     assert page.locator("#selection").is_hidden()
 
 
+@pytest.mark.slow
 def test_a_selection_is_downloaded_as_paths_json_and_zip(open_page: Any, served: Served, tmp_path: Path) -> None:
     page = open_page(f"{served.url}/?q=red&kind=image")
     for place in (0, 1, 2):
@@ -199,6 +204,7 @@ def test_a_selection_is_downloaded_as_paths_json_and_zip(open_page: Any, served:
         assert {archive.read(name) for name in archive.namelist()} == contents
 
 
+@pytest.mark.slow
 def test_one_scrolls_to_the_last_of_all_hits(open_page: Any, served: Served) -> None:
     page = open_page(f"{served.url}/?q=red")
     total = EACH * len(COLOURS) + 1
@@ -213,6 +219,7 @@ def test_one_scrolls_to_the_last_of_all_hits(open_page: Any, served: Served) -> 
     assert page.locator("#count").text_content() == f"{total} results"
 
 
+@pytest.mark.slow
 def test_a_hit_says_what_it_is_and_why_it_was_found(open_page: Any, served: Served, folder: Path) -> None:
     page = open_page(f"{served.url}/?q=red+wall&kind=image")
     page.locator(".open").first.click()
@@ -227,6 +234,7 @@ def test_a_hit_says_what_it_is_and_why_it_was_found(open_page: Any, served: Serv
     assert colours(page, 500) == {"red"}
 
 
+@pytest.mark.slow
 def test_a_link_to_a_hit_opens_it(open_page: Any, served: Served) -> None:
     id = served.http.get("/api/search?q=blue").json()["hits"][0]["id"]
     page = open_page(f"{served.url}/?item={id}")
@@ -234,6 +242,7 @@ def test_a_link_to_a_hit_opens_it(open_page: Any, served: Served) -> None:
     page.get_by_text("Facts").wait_for()
 
 
+@pytest.mark.slow
 def test_names_and_captions_are_text(open_page: Any, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     name = "<img src=x onerror=alert(1)> {{7*7}} \u202egnp.exe.png"
@@ -278,9 +287,10 @@ def test_an_empty_index_is_filled_from_the_page_and_a_run_is_cancelled(open_page
         page.get_by_text("Done:").wait_for()
         page.get_by_role("button", name="Close").click()
         search(page, "red")
-        assert page.locator(".tile").count() > 50
+        page.locator(".tile").nth(50).wait_for()
 
 
+@pytest.mark.slow
 def test_a_search_waits_for_the_model_and_says_so(open_page: Any, tmp_path: Path) -> None:
     class Heavy(ColourEncoder):
         ready_at = 0.0
@@ -299,6 +309,7 @@ def test_a_search_waits_for_the_model_and_says_so(open_page: Any, tmp_path: Path
             page.locator(".tile").first.wait_for()
 
 
+@pytest.mark.slow
 def test_status_lists_what_was_skipped_and_why(open_page: Any, served: Served) -> None:
     page = open_page(served.url)
     page.get_by_role("button", name="What is indexed").click()
@@ -307,6 +318,7 @@ def test_status_lists_what_was_skipped_and_why(open_page: Any, served: Served) -
     assert "is empty" in page.locator(".skipped").text_content()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone_and_a_server_that_stopped_say_what_to_do(open_page: Any, tmp_path: Path) -> None:
     swatch("red", 0).save(tmp_path / "a.png")
     with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
@@ -323,6 +335,7 @@ def test_a_file_that_is_gone_and_a_server_that_stopped_say_what_to_do(open_page:
         page.complaints.clear()  # a browser says by itself that a picture or an answer did not come
 
 
+@pytest.mark.slow
 def test_a_server_that_others_reach_asks_for_its_token(open_page: Any, tmp_path: Path) -> None:
     token = "correct-horse-battery-staple"
     with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
@@ -341,6 +354,7 @@ def test_a_server_that_others_reach_asks_for_its_token(open_page: Any, tmp_path:
             page.complaints.clear()  # the browser reports each 401
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious(open_page: Any, served: Served, scheme: str, width: int) -> None:

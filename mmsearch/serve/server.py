@@ -43,8 +43,7 @@ def serve(
     address = f"http://{_shown(settings.host)}:{settings.port}/"
     say(f"{index.folder} is at {address} (Ctrl-C ends it)")
     if settings.token is not None:
-        say(f"Its token, shown this once: {settings.token}")
-        say(f"or open {address}#token={settings.token}")
+        say(f"With its token, shown this once: {address}#token={settings.token}")
     if opens_browser:
         webbrowser.open(address if settings.token is None else f"{address}#token={settings.token}")
     server.run(sockets=[listening])

@@ -11,7 +11,8 @@ import { FILTERS, asks, fromAddress, sameSearch, toAddress } from './state.js';
 import { Viewer } from './viewer.js';
 import { fillIn, t } from './words.js';
 
-const PAGE = 60; // hits
+const FIRST = 24; // hits; what fits a screen, there the sooner for being few
+const PAGE = 60; // hits, while one scrolls
 const AHEAD = 1600; // px below the screen at which more are asked for
 const TYPED = 280; // ms of rest after which what is typed is searched
 const PATIENCE = 350; // ms without an answer after which something is said
@@ -171,7 +172,7 @@ async function search() {
   byId('results').setAttribute('aria-busy', 'true');
   const slow = setTimeout(sayWhatIsWaitedFor, PATIENCE, mine);
   try {
-    const page = await api.search(asked, PAGE, mine.signal);
+    const page = await api.search(asked, FIRST, mine.signal);
     showNothing();
     scrollTo({ top: 0 });
     show(page);
