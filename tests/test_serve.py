@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import time
 import zipfile
 from collections.abc import Iterator
@@ -330,7 +331,10 @@ def test_every_mistake_is_a_problem_in_one_form(served: Served) -> None:
 
 
 def test_openapi_names_every_route_and_its_errors(served: Served) -> None:
-    schema = served.http.get("/api/openapi.json").json()
+    answer = served.http.get("/api/openapi.json")
+    schema = answer.json()
+    referred = set(re.findall(r'"#/components/schemas/(\w+)"', answer.text))
+    assert referred and referred <= set(schema["components"]["schemas"])
     assert set(schema["paths"]) == {
         "/api/search",
         "/api/lookup",

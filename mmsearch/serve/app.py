@@ -540,6 +540,7 @@ def _complete_openapi(app: FastAPI) -> None:
                 shapes.IndexIn,
                 shapes.IdsIn,
                 shapes.FeedbackIn,
+                shapes.DuplicatesIn,
                 shapes.TokenIn,
                 Problem,
             ):

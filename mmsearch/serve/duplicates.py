@@ -43,7 +43,7 @@ class Duplicates:
             if last.state == "running":
                 if (last.threshold, last.under) == wanted:
                     return
-                raise ProblemError("busy", "Other duplicates are being looked for. Ask again when that has ended.")
+                raise ProblemError("goes-on", "Other duplicates are being looked for. Ask again when that has ended.")
             self._search = _Search(last.number + 1, *wanted, state="running")
             self._background.start(self._go, self._broken)
 

@@ -36,6 +36,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "not-found": (404, "There is no such thing"),
     "method": (405, "This address does not take that method"),
     "busy-index": (409, "The index is being written"),
+    "goes-on": (409, "Another goes on already"),
     "gone": (410, "It is gone"),
     "too-large": (413, "It is too large"),
     "too-long": (414, "The address is too long"),
