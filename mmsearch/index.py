@@ -63,6 +63,7 @@ class Status:
     folder: str
     model: str
     dim: int
+    heads: str | None  # trained heads that are in use
     images: int
     passages: int
     captions: int
@@ -406,6 +407,7 @@ class Index:
                 folder=str(self.folder),
                 model=reader.setting("model") or "",
                 dim=int(reader.setting("dim") or 0),
+                heads=next((row.name for row in reader.heads() if row.in_use), None),
                 **reader.counts(),
                 size_bytes=_size_bytes(self.folder),
                 updated_at=max((root.updated_at for root in roots if root.updated_at), default=None),

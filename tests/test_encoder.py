@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmsearch import Index, load_encoder
-from mmsearch.encoders.joint import fused_of
+from mmsearch.encoders.joint import describing_of, fused_of
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import Error, ModelError, TrainingError, UsageError
 from mmsearch.judging import judge_of
@@ -115,6 +115,23 @@ def test_held_out_pairs_say_what_the_fusion_encoder_is_worth(made: EncoderReport
     assert fused is not None and fused.worth == worth
     assert f"AUC {worth.auc_fusion:.3f}" in (made.folder / "README.md").read_text(encoding="utf-8")
     assert made.facts()["fusion"]["auc_cosine"] == worth.auc_cosine
+
+
+@pytest.mark.parametrize(
+    "fusion",
+    [{}, {"matches": True}, {"matches": True, "classes": 3}, {"matches": True, "classes": [], "worth": {"auc": 1}}, 7],
+)
+def test_a_bundle_that_says_nonsense_of_its_fusion_encoder_is_damaged(
+    made: EncoderReport, tmp_path: Path, fusion: object
+) -> None:
+    shutil.copytree(made.folder, tmp_path / "model")
+    manifest = json.loads((tmp_path / "model" / "preprocess.json").read_text(encoding="utf-8"))
+    manifest["extras"] |= {"fusion": fusion, "decoder": {"begin": "first"}, "calibration": [1, 2]}
+    (tmp_path / "model" / "preprocess.json").write_text(json.dumps(manifest), encoding="utf-8")
+    encoder = load_encoder(str(tmp_path / "model"))
+    for read in (fused_of, describing_of, lambda bundle: bundle.calibration):
+        with pytest.raises(ModelError, match="is damaged"):
+            read(encoder)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_other_heads_give_other_answers_and_off_gives_back_the_first_ones_bit_fo
     before, stored = everything(index), _vectors(index)
     assert first(index, "red") == "red"
     index.use_heads("swapped")
-    assert [row.in_use for row in index.heads()] == [False, True]
+    assert [row.in_use for row in index.heads()] == [False, True] and index.status().heads == "swapped"
     assert first(index, "red") == "blue"
     assert _vectors(index) != stored
     index.use_heads(None)

@@ -141,6 +141,7 @@ def _status_text(status: Status) -> str:
     facts = [
         ("index", status.folder),
         ("model", f"{status.model} ({status.dim} dimensions)"),
+        *([("heads", status.heads)] if status.heads else []),
         ("images", f"{status.images:,}"),
         ("passages", f"{status.passages:,}"),
         ("captions", f"{status.captions:,}"),

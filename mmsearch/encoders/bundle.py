@@ -194,7 +194,12 @@ class Bundle:
     def calibration(self) -> Calibration | None:
         """From how far a text stands out to a probability, where it was fitted for this model."""
         says = self._manifest.extras.get("calibration")
-        return None if says is None else Calibration(says["slope"], says["intercept"])
+        if says is None:
+            return None
+        try:
+            return Calibration(float(says["slope"]), float(says["intercept"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(self.folder, "its calibration is not two numbers") from error
 
     @property
     def extras(self) -> Mapping[str, Any]:
@@ -558,7 +563,8 @@ def _write_heads(path: Path, heads: Mapping[Tower, HeadSpec]) -> None:
 # Reading
 
 
-def _damaged(folder: Path, reason: str) -> ModelError:
+def damaged(folder: Path, reason: str) -> ModelError:
+    """What is raised where a bundle is not what was written."""
     return ModelError(
         f"The model in {folder} is damaged: {reason}. Delete that folder; it is made again when it is next used."
     )
@@ -575,10 +581,10 @@ def _read_manifest(folder: Path) -> Manifest:
             )
         for name, size_bytes in says["files"].items():
             if (folder / name).stat().st_size != size_bytes:
-                raise _damaged(folder, f"{name} is not complete")
+                raise damaged(folder, f"{name} is not complete")
         heads = says["heads"]["image"]["kind"], says["heads"]["text"]["kind"]
         if not {*heads} <= {*HEADS}:
-            raise _damaged(folder, f"{' or '.join(heads)} is not a kind of projection head")
+            raise damaged(folder, f"{' or '.join(heads)} is not a kind of projection head")
         return Manifest(
             says["name"],
             says["dim"],
@@ -586,15 +592,15 @@ def _read_manifest(folder: Path) -> Manifest:
             PixelSpec(**says["image"]),
             TextSpec(**says["text"]),
             *heads,
-            extras=says.get("extras", {}),
+            extras=dict(says.get("extras", {})),
             agreement=says.get("agreement", {}),
         )
     except FileNotFoundError as error:
-        raise _damaged(folder, f"{Path(error.filename).name} is missing") from error
+        raise damaged(folder, f"{Path(error.filename).name} is missing") from error
     except OSError as error:
         raise ModelError(f"The model in {folder} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(folder, f"{MANIFEST} cannot be understood") from error
+        raise damaged(folder, f"{MANIFEST} cannot be understood") from error
 
 
 def _read_head(folder: Path, tower: Tower) -> dict[str, FloatArray]:
@@ -607,7 +613,7 @@ def _read_head(folder: Path, tower: Tower) -> dict[str, FloatArray]:
             names = [name for name in offered if name.startswith(f"{tower}.")]
             return {name.removeprefix(f"{tower}."): heads.get_tensor(name).astype(np.float32) for name in names}
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder, "heads.safetensors cannot be read") from error
+        raise damaged(folder, "heads.safetensors cannot be read") from error
 
 
 def _read_tokenizer(folder: Path) -> "Tokenizer":
@@ -616,9 +622,9 @@ def _read_tokenizer(folder: Path) -> "Tokenizer":
     try:
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise _damaged(folder, "tokenizer.json cannot be read") from error
+        raise damaged(folder, "tokenizer.json cannot be read") from error
     except Exception as error:  # `tokenizers` raises nothing narrower
-        raise _damaged(folder, "tokenizer.json cannot be understood") from error
+        raise damaged(folder, "tokenizer.json cannot be understood") from error
     tokenizer.no_truncation()  # a Bundle cuts and fills up itself
     tokenizer.no_padding()
     return tokenizer
@@ -663,7 +669,7 @@ def _open_session(folder: Path, tower: Graph, packed: bool, device: Device) -> "
         failures.NotImplemented,
         failures.RuntimeException,
     ) as error:
-        raise _damaged(folder, f"{path.name} cannot be loaded") from error
+        raise damaged(folder, f"{path.name} cannot be loaded") from error
     if device == "cuda" and CUDA not in session.get_providers():  # onnxruntime goes on with the processor by itself
         raise ModelError(
             "onnxruntime finds no CUDA GPU, or not the CUDA libraries it needs: install them, or take --device cpu."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmsearch.encoders.base import FloatArray, PixelArray
-from mmsearch.encoders.bundle import Bundle, TowerSession
+from mmsearch.encoders.bundle import Bundle, TowerSession, damaged
 from mmsearch.encoders.calibration import Calibration
 from mmsearch.encoders.preprocess import PixelSpec
 
@@ -62,10 +62,16 @@ class Fused:
         self._bundle = bundle
         self._session = TowerSession(bundle.folder, "fusion")
         extras = bundle.extras["fusion"]
-        self.matches: bool = extras["matches"]
-        self.classes: tuple[str, ...] = tuple(extras["classes"])
-        self.worth: Worth | None = Worth(**extras["worth"]) if extras.get("worth") else None
-        self._calibration = Calibration(**extras["calibration"]) if extras.get("calibration") else Calibration(1.0, 0.0)
+        try:
+            self.matches: bool = bool(extras["matches"])
+            self.classes: tuple[str, ...] = tuple(extras["classes"])
+            self.worth: Worth | None = Worth(**extras["worth"]) if extras.get("worth") else None
+            says = extras.get("calibration")
+            self._calibration = Calibration(**says) if says else Calibration(1.0, 0.0)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise damaged(
+                bundle.folder, "preprocess.json says something else of a fusion encoder than it should"
+            ) from error
 
     @property
     def pixels(self) -> PixelSpec:
@@ -101,8 +107,10 @@ class Describing:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._session = TowerSession(bundle.folder, "decoder")
-        self._begin: int = bundle.extras["decoder"]["begin"]
-        self._end: int = bundle.extras["decoder"]["end"]
+        try:
+            self._begin, self._end = (int(bundle.extras["decoder"][name]) for name in ("begin", "end"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(bundle.folder, "preprocess.json says something else of a decoder than it should") from error
 
     def describe(self, pixels: PixelArray) -> str:
         """(h, w, 3) uint8 -> a text."""
@@ -117,10 +125,10 @@ class Describing:
 
 
 def fused_of(encoder: object) -> Fused | None:
-    """The fusion encoder of a bundle that has one."""
+    """The fusion encoder of a bundle that has one. Raises ModelError where the bundle is damaged."""
     return Fused(encoder) if isinstance(encoder, Bundle) and "fusion" in encoder.extras else None
 
 
 def describing_of(encoder: object) -> Describing | None:
-    """The decoder of a bundle that has one."""
+    """The decoder of a bundle that has one. Raises ModelError where the bundle is damaged."""
     return Describing(encoder) if isinstance(encoder, Bundle) and "decoder" in encoder.extras else None

@@ -452,6 +452,7 @@ def _status(service: Service) -> dict[str, Any]:
             "folder": str(service.index.folder),
             "model": None,
             "dim": None,
+            "heads": None,
             "images": 0,
             "passages": 0,
             "captions": 0,

@@ -203,6 +203,7 @@ class StatusOut(BaseModel):
     exists: bool
     model: str | None
     dim: int | None
+    heads: str | None = Field(description="The trained heads that are in use.")
     images: int
     passages: int
     captions: int
