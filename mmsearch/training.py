@@ -357,9 +357,11 @@ def teach(
     if few is not None:
         return None, _report(name, gathered, 0, few, started)
     pictures, texts = gathered.pictures, gathered.texts
-    everyday = _rows(embed_texts(encoder(), QUERIES))
+    # What is pulled to stay does stay; other texts, asked of other pictures, tell what became of the rest
     others = _pictures_beside(store, gathered)
-    beside = {"image": others.first(BESIDE_MOST), "text": everyday}
+    everyday, asking = (_rows(embed_texts(encoder(), QUERIES[start::2])) for start in (0, 1))
+    kept, asked = (others, others) if len(others) < 2 * GENERAL_LEAST else others.halves()
+    beside = {"image": kept.first(BESIDE_MOST), "text": everyday}
     epochs = [0]
 
     def count(epoch: "Epoch") -> None:
@@ -367,13 +369,12 @@ def teach(
         tell(epoch)
 
     heads = fit(pictures, texts, learns, chooses, beside, settings, count)
-    asked = others.first(GENERAL_MOST)
 
     def general(share: float) -> float | None:
         if len(asked) < GENERAL_LEAST:
             return None
-        first = np.argmax(everyday.vectors @ asked.vectors.T, axis=1)
-        scores = heads.rows("text", everyday, share) @ heads.rows("image", asked, share).T
+        first = np.argmax(asking.vectors @ asked.vectors.T, axis=1)
+        scores = heads.rows("text", asking, share) @ heads.rows("image", asked, share).T
         right = np.zeros(scores.shape, bool)
         right[np.arange(len(first)), first] = True
         return float((best_ranks(scores, right) <= 10).mean())

@@ -94,7 +94,7 @@ def test_the_same_pairs_and_seed_give_the_same_heads(index: Index, pairs: Path) 
         {"loss": "triplet"},
         {"loss": "matched"},
         {"loss": "cross_entropy"},
-        {"optimizer": "sgd", "learning_rate": 0.02},
+        {"optimizer": "sgd", "learning_rate": 0.01},
         {"optimizer": "rmsprop", "schedule": "constant", "learning_rate": 1e-3},
         {"optimizer": "adam"},
     ],

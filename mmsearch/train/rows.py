@@ -28,6 +28,10 @@ class Rows:
         """So many of them at most."""
         return Rows(self.vectors[:count], self.features[:count])
 
+    def halves(self) -> tuple["Rows", "Rows"]:
+        """Every other one of them, and the rest."""
+        return Rows(self.vectors[::2], self.features[::2]), Rows(self.vectors[1::2], self.features[1::2])
+
     def of(self, places: IntArray) -> "Rows":
         """Some of them."""
         return Rows(self.vectors[places], self.features[places])
