@@ -733,7 +733,7 @@ class Index:
         with self._there().read() as reader:
             kept = reader.feedback()
             items = reader.items([judgement.item for judgement in kept])
-        return [(one.query, items[one.item]["name"] or f"mm-{one.item}", one.match) for one in kept]
+        return [(one.query, items[one.item]["id"], one.match) for one in kept]
 
     @contextlib.contextmanager
     def _writing(self, store: Store, wait_s: float | None) -> Iterator[Writer]:

@@ -36,7 +36,7 @@ def item(reader: Reader, number: int) -> Item:
     file = None if row["path"] is None else reader.file(row["path"])
     return Item(
         kind=row["kind"],
-        id=row["name"] or f"mm-{number}",
+        id=row["id"],
         path=row["path"],
         text=row["text"],
         line=row["line"],

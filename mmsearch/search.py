@@ -18,10 +18,11 @@ import numpy as np
 from mmsearch.embedding import encodable
 from mmsearch.errors import UsageError
 from mmsearch.store.paths import below
-from mmsearch.store.reader import Reader
+from mmsearch.store.reader import ITEM_COLUMNS, Reader
 from mmsearch.store.records import KINDS, Condition, FloatArray, Kind
 from mmsearch.store.vectors import VectorIndex, cosines
 
+KIND, TEXT = ITEM_COLUMNS.index("kind"), ITEM_COLUMNS.index("text")
 RRF_K = 60  # the constant of the paper; its results hardly change between 10 and 100
 LEAST_DEVIATION = 0.01  # of cosines; below it they are all the same
 # Hits read from each ranking beyond those wanted, so that one found by two of them can rise
@@ -186,10 +187,10 @@ def rank_texts(reader: Reader, vectors: VectorIndex, query: FloatArray, filters:
         ids, _ = vectors.search(reader, "text", query, depth, condition)
         owners = reader.owners("text", ids.tolist())
         order = [owners[vector][0] for vector in ids.tolist() if vector in owners]
-        items = reader.items(order)
+        items = reader.shown_items(order)
         best: dict[str, int] = {}  # text -> the first item that says it
         for item in order:
-            best.setdefault(items[item]["text"], item)
+            best.setdefault(items[item][TEXT], item)
         if len(best) >= k or len(ids) < depth:
             first = list(best.values())
             return _hits(reader, query, first, {"text": first}, filters.min_score, k)
@@ -281,44 +282,25 @@ def _hits(
     known: Mapping[Kind, Mapping[int, float]] = MappingProxyType({}),
 ) -> list[Hit]:
     """The first k of an order as hits, each scored by its own vector; known: for a kind of hit, scores that were."""
-    places = {str(ranking): {item: place for place, item in enumerate(items, 1)} for ranking, items in rankings.items()}
     hits: list[Hit] = []
     for start in range(0, len(order), k):
         part = order[start : start + k]
-        items = reader.items(part)
-        scores = {number: known.get(items[number]["kind"], {}).get(number) for number in part}
+        items = reader.shown_items(part)
+        scores = {number: known.get(items[number][KIND], {}).get(number) for number in part}
         stored = reader.vectors([number for number, score in scores.items() if score is None])
-        for number in part:
-            score = scores[number]
+        found_by: dict[int, dict[str, int]] = {number: {} for number in part}
+        for ranking, ranked in rankings.items():
+            for place, number in enumerate(ranked, 1):
+                if number in found_by:
+                    found_by[number][ranking] = place
+        for number, score in scores.items():
             if score is None:
                 score = float(cosines(stored[number][None, :], query)[0])
             if min_score is None or score >= min_score:
-                found_by = {ranking: place[number] for ranking, place in places.items() if number in place}
-                hits.append(_hit(items[number], len(hits) + 1, score, found_by))
+                hits.append(Hit._make((len(hits) + 1, round(score, 4), *items[number], found_by[number])))
         if len(hits) >= k:
             break
     return hits[:k]
-
-
-def _hit(item: Mapping[str, Any], place: int, score: float, found_by: Mapping[str, int]) -> Hit:
-    return Hit(
-        rank=place,
-        score=round(score, 4),
-        kind=item["kind"],
-        id=item["name"] or f"mm-{item['id']}",
-        path=item["path"],
-        text=item["text"],
-        line=item["line"],
-        width=item["width"],
-        height=item["height"],
-        format=item["format"],
-        taken_at=item["taken_at"],
-        camera=item["camera"],
-        latitude_deg=item["latitude_deg"],
-        longitude_deg=item["longitude_deg"],
-        facts=item["facts"],
-        found_by=found_by,
-    )
 
 
 def _is_date(text: str) -> bool:

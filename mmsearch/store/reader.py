@@ -27,6 +27,7 @@ from mmsearch.store.records import (
     PictureRow,
     Root,
     Segment,
+    StoredBlock,
 )
 
 Raw: TypeAlias = tuple[FloatArray, FloatArray]  # a vector (dim,) by the model's own heads, and the feature (features,)
@@ -36,6 +37,22 @@ T = TypeVar("T", int, str, bytes)
 
 RARE = 2_000  # vectors of a kind; to look at all of them takes some 5 ms
 BOUND = 500  # values bound in one statement; SQLite's floor is 999
+# fmt: off
+ITEM_COLUMNS = (
+    "kind", "id", "path", "text", "line", "width", "height", "format", "taken_at", "camera", "latitude_deg",
+    "longitude_deg", "facts",
+)
+# fmt: on
+_PATH = ITEM_COLUMNS.index("path")
+# A caption is at its picture, wherever it was written down
+_SHOWN = """
+    SELECT i.id, CASE WHEN p.path IS NULL THEN f.path_bytes ELSE p.path_bytes END,
+           i.kind, ifnull(nullif(i.name, ''), 'mm-' || i.id), ifnull(p.path, f.path),
+           ifnull(i.text, (SELECT c.text FROM items c WHERE c.caption_of = i.id ORDER BY c.id LIMIT 1)),
+           i.line, i.width, i.height, i.format, i.taken_at, i.camera, i.latitude_deg, i.longitude_deg, i.facts
+    FROM items i LEFT JOIN files f ON f.id = i.file_id
+    LEFT JOIN items o ON o.id = i.caption_of LEFT JOIN files p ON p.id = o.file_id
+    WHERE i.id IN ({})"""
 
 
 class Reader:
@@ -44,6 +61,7 @@ class Reader:
     def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
         self.connection = connection
         self.folder = folder
+        self._last_read: dict[int, int] = {}  # vector -> item, of the vectors that `stored_vectors` read last
 
     @property
     def version(self) -> int:
@@ -252,23 +270,42 @@ class Reader:
 
     def vectors_of(self, vector_ids: Sequence[int]) -> Block:
         """(ids (n,) int64, vectors (n, dim) float32, unit length), in no order; those that are there."""
+        blocks = list(self.stored_vectors(vector_ids))
+        if not blocks:
+            return _block(())
+        ids, vectors = (np.concatenate(column) for column in zip(*blocks, strict=True))
+        return ids, vectors.astype(np.float32)
+
+    def stored_vectors(self, vector_ids: Sequence[int]) -> Iterator[StoredBlock]:
+        """Blocks of (ids (n,) int64, vectors (n, dim) float16), in no order; those that are there.
+
+        Small blocks stay in a processor's cache while they are scored. Whose the vectors are is remembered: that is
+        asked next, and their pages, three vectors each, would be read twice.
+        """
         vector = self._vector()
-        return _block(
-            row
-            for part in parts(vector_ids)
-            for row in self.connection.execute(f"SELECT id, {vector} FROM vectors v WHERE id IN ({marks(part)})", part)
-        )
+        self._last_read = {}
+        for part in parts(vector_ids):
+            rows = self.connection.execute(
+                f"SELECT id, item_id, {vector} FROM vectors v WHERE id IN ({marks(part)})", part
+            ).fetchall()
+            if rows:
+                ids, items, vectors = zip(*rows, strict=True)
+                self._last_read.update(zip(ids, items, strict=True))
+                yield np.array(ids, np.int64), np.frombuffer(b"".join(vectors), np.float16).reshape(len(ids), -1)
 
     def owners(self, kind: Kind, vector_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
         """vector of a kind -> (its item, the item that it is a hit for: of a caption, the picture)."""
         if kind == "image":  # no picture is a caption
-            return {
-                vector: (item, item)
-                for part in parts(vector_ids)
-                for vector, item in self.connection.execute(
-                    f"SELECT id, item_id FROM vectors WHERE id IN ({marks(part)})", part
-                )
-            }
+            known = self._last_read
+            owned = {vector: (known[vector], known[vector]) for vector in vector_ids if vector in known}
+            for part in parts([vector for vector in vector_ids if vector not in known]):
+                owned |= {
+                    vector: (item, item)
+                    for vector, item in self.connection.execute(
+                        f"SELECT id, item_id FROM vectors WHERE id IN ({marks(part)})", part
+                    )
+                }
+            return owned
         return {
             vector: (item, owner)
             for part in parts(vector_ids)
@@ -281,30 +318,26 @@ class Reader:
 
     def items(self, items: Sequence[int]) -> dict[int, dict[str, Any]]:
         """item -> its columns, `path` as the operating system knows it, and a picture's first caption as its text."""
-        found: dict[int, dict[str, Any]] = {}
+        return {
+            item: dict(zip(ITEM_COLUMNS, columns, strict=True)) for item, columns in self.shown_items(items).items()
+        }
+
+    def shown_items(self, items: Sequence[int]) -> dict[int, tuple[Any, ...]]:
+        """item -> the values of ITEM_COLUMNS.
+
+        `path` is as the operating system knows it, `text` of a picture is its first caption. Made for answers of
+        thousands of hits: nothing is made for an item but what a hit holds.
+        """
+        found: dict[int, tuple[Any, ...]] = {}
         for part in parts(items):
-            cursor = self.connection.execute(
-                f"""SELECT i.id, i.name, i.kind, i.caption_of, i.line, i.width, i.height, i.format, i.taken_at,
-                           i.camera, i.latitude_deg, i.longitude_deg,
-                           ifnull(i.text, (SELECT c.text FROM items c WHERE c.caption_of = i.id
-                                           ORDER BY c.id LIMIT 1)) AS text,
-                           f.path, f.path_bytes, p.path, p.path_bytes, ifnull(i.facts, '{{}}')
-                    FROM items i LEFT JOIN files f ON f.id = i.file_id
-                    LEFT JOIN items o ON o.id = i.caption_of LEFT JOIN files p ON p.id = o.file_id
-                    WHERE i.id IN ({marks(part)})""",
-                part,
-            )
-            names = [column[0] for column in cursor.description[:-5]]
-            rows = cursor.fetchall()
-            facts = json.loads(f"[{','.join(row[-1] for row in rows)}]")  # a parser's start costs more than one's facts
-            for row, of_row in zip(rows, facts, strict=True):
-                *columns, path, path_bytes, picture, picture_bytes, _ = row
-                if picture is not None:  # a caption is at its picture, wherever it was written down
-                    path, path_bytes = picture, picture_bytes
-                item = dict(zip(names, columns, strict=True))
-                item["path"] = None if path is None else from_columns(path, path_bytes)
-                item["facts"] = of_row
-                found[row[0]] = item
+            rows = self.connection.execute(_SHOWN.format(marks(part)), part).fetchall()
+            told = [row[-1] for row in rows if row[-1] is not None]
+            every = iter(json.loads(f"[{','.join(told)}]"))  # a parser's start costs more than one's facts
+            for row in rows:
+                item, raw, *columns, facts = row
+                if raw is not None:
+                    columns[_PATH] = from_columns(columns[_PATH], raw)
+                found[item] = (*columns, {} if facts is None else next(every))
         return found
 
     def allowed_vectors(self, kind: Kind, condition: Condition) -> IntArray:

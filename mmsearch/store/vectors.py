@@ -148,8 +148,7 @@ class VectorIndex:
                 with contextlib.suppress(KeyError):  # another thread took it
                     self._filters.popitem(last=False)
         if len(allowed) <= FEW:
-            ids, rows = reader.vectors_of(allowed.tolist())
-            return ids, cosines(rows, query)
+            return _scored(reader, allowed, query)
         return self._candidates(reader, opened, query, k, allowed)
 
     def _checked(
@@ -187,7 +186,7 @@ class VectorIndex:
             (np.flatnonzero(listed), np.flatnonzero(~listed)[np.argsort(-told[~listed], kind="stable")[:wanted]])
         )
         ids, told = ids[best], told[best]
-        stored, rows = reader.vectors_of(ids.tolist())
+        stored, scores = _scored(reader, ids, query)
         whole = len(stored) == len(ids)
         newer = opened.revision > reader.revision()  # another thread has read on
         if newer and not whole and len(ids) >= wanted:
@@ -195,7 +194,6 @@ class VectorIndex:
             return self._candidates(reader, opened, query, 2 * k, allowed)
         if opened.segments and not newer and not whole:
             return None
-        scores = cosines(rows, query)
         if opened.files and np.any(np.abs(scores - told[_places(ids, stored)]) >= DAMAGE):  # NaN for what was listed
             return None
         return stored, scores
@@ -457,6 +455,15 @@ def cosines(vectors: FloatArray, query: FloatArray) -> FloatArray:
         return np.empty(0, np.float32)
     scores: FloatArray = (vectors * query).sum(axis=1, dtype=np.float64).astype(np.float32)
     return scores
+
+
+def _scored(reader: Reader, ids: IntArray, query: FloatArray) -> tuple[IntArray, FloatArray]:
+    """(ids (n,), cosines (n,)) by the store's own vectors, in no order; of those that are there."""
+    scored = [(part, cosines(rows.astype(np.float32), query)) for part, rows in reader.stored_vectors(ids.tolist())]
+    if not scored:
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+    there, scores = (np.concatenate(column) for column in zip(*scored, strict=True))
+    return there, scores
 
 
 def _merged(blocks: tuple[Block, ...]) -> tuple[Block, ...]:
