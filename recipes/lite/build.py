@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 import held_out  # noqa: E402  (beside this script, as all that follow)
 import sources  # noqa: E402
 from compact import compacted, fused  # noqa: E402
-from figures import HALVES, Seen, photographs_first, rows  # noqa: E402
+from figures import HALVES, Seen, of_size, rows, style  # noqa: E402
 from learn import NEAREST, Ground, Learned, Parts, beside, prepared, seen  # noqa: E402
 from towers import (  # noqa: E402
     IMAGE_SIZE,
@@ -61,6 +61,7 @@ PIXELS = PixelSpec(IMAGE_SIZE, IMAGE_SIZE, resize="squash", interpolation="bicub
 TEXT = TextSpec(max_tokens=MAX_TOKENS, pad_id=0)
 BEFORE = Parts(temperature=1.5, top=10, above=0.0, heads=0)  # what `lite` was until anything was trained for it
 AT_ONCE = 128  # texts
+SMALLER = (186, 285)  # words and pictures of the set that others have measured such models on
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,8 @@ def card(draft: Bundle, things: Materials, learned: Learned) -> str:
     lines = []
     for name, was in tables["before", "all"].items():
         lines.append(" | ".join([f"| {name}", was, *(tables["now", half][name] for half in HALVES)]) + " |")
-    fair, fair_words = photographs_first(things.asked[1], asked, learned.encode)
+    styles = {one.held_out.name: style(one, asked, learned.encode) for one in things.asked}
+    smaller = of_size(things.asked[1], asked, learned.encode, *SMALLER)
     parts = Parts()
     return Template((HERE / "card.md").read_text(encoding="utf-8")).substitute(
         fingerprint=draft.fingerprint,
@@ -260,8 +262,13 @@ def card(draft: Bundle, things: Materials, learned: Learned) -> str:
         sentence_pictures=len(things.asked[0].held_out.pictures),
         words=len(things.asked[1].held_out.queries),
         word_pictures=len(things.asked[1].held_out.pictures),
-        photographs_first=f"{fair:.2f}",
-        fair_words=fair_words,
+        smaller_words=SMALLER[0],
+        smaller_pictures=SMALLER[1],
+        smaller=" / ".join(f"{recall:.2f}" for recall in smaller.values()),
+        styles="\n".join(
+            f"| {name} | {one.words} | {one.photographs_first:.2f} | {one.shown:.0%} | {one.there:.0%} |"
+            for name, one in styles.items()
+        ),
     )
 
 
