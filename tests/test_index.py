@@ -19,9 +19,10 @@ from mmsearch.encoders.base import FloatArray
 from mmsearch.errors import MediaError, ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.index import Index
 from mmsearch.query import Query, Term
-from mmsearch.search import Filters
+from mmsearch.search import Filters, Hit
 from mmsearch.store import vectors as vectors_module
 from mmsearch.store.metadata import Store
+from mmsearch.store.reader import ITEM_COLUMNS
 from mmsearch.store.vectors import VectorIndex
 from tests.colours import COLOURS, ColourEncoder, plain, swatch
 
@@ -175,6 +176,10 @@ def test_searching_what_is_not_there_says_how_to_make_it(tmp_path: Path) -> None
     with pytest.raises(SourceError, match="no index in"):
         index.search("red")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_hit_has_what_the_store_tells_of_an_item_in_the_same_order() -> None:
+    assert Hit._fields == ("rank", "score", *ITEM_COLUMNS, "found_by")
 
 
 def test_one_index_serves_many_threads(colours: Index) -> None:

@@ -194,12 +194,8 @@ class Bundle:
     def calibration(self) -> Calibration | None:
         """From how far a text stands out to a probability, where it was fitted for this model."""
         says = self._manifest.extras.get("calibration")
-        if says is None:
-            return None
-        try:
-            return Calibration(float(says["slope"]), float(says["intercept"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(self.folder, "its calibration is not two numbers") from error
+        with understood(self.folder, "the calibration"):
+            return None if says is None else Calibration(float(says["slope"]), float(says["intercept"]))
 
     @property
     def extras(self) -> Mapping[str, Any]:
@@ -563,11 +559,19 @@ def _write_heads(path: Path, heads: Mapping[Tower, HeadSpec]) -> None:
 # Reading
 
 
-def damaged(folder: Path, reason: str) -> ModelError:
-    """What is raised where a bundle is not what was written."""
+def _damaged(folder: Path, reason: str) -> ModelError:
     return ModelError(
         f"The model in {folder} is damaged: {reason}. Delete that folder; it is made again when it is next used."
     )
+
+
+@contextmanager
+def understood(folder: Path, what: str) -> Iterator[None]:
+    """Read what the manifest says of something; raises ModelError where that is nonsense."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, f"{MANIFEST} cannot be understood in what it says of {what}") from error
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -581,10 +585,10 @@ def _read_manifest(folder: Path) -> Manifest:
             )
         for name, size_bytes in says["files"].items():
             if (folder / name).stat().st_size != size_bytes:
-                raise damaged(folder, f"{name} is not complete")
+                raise _damaged(folder, f"{name} is not complete")
         heads = says["heads"]["image"]["kind"], says["heads"]["text"]["kind"]
         if not {*heads} <= {*HEADS}:
-            raise damaged(folder, f"{' or '.join(heads)} is not a kind of projection head")
+            raise _damaged(folder, f"{' or '.join(heads)} is not a kind of projection head")
         return Manifest(
             says["name"],
             says["dim"],
@@ -596,11 +600,11 @@ def _read_manifest(folder: Path) -> Manifest:
             agreement=says.get("agreement", {}),
         )
     except FileNotFoundError as error:
-        raise damaged(folder, f"{Path(error.filename).name} is missing") from error
+        raise _damaged(folder, f"{Path(error.filename).name} is missing") from error
     except OSError as error:
         raise ModelError(f"The model in {folder} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(folder, f"{MANIFEST} cannot be understood") from error
+        raise _damaged(folder, f"{MANIFEST} cannot be understood") from error
 
 
 def _read_head(folder: Path, tower: Tower) -> dict[str, FloatArray]:
@@ -613,7 +617,7 @@ def _read_head(folder: Path, tower: Tower) -> dict[str, FloatArray]:
             names = [name for name in offered if name.startswith(f"{tower}.")]
             return {name.removeprefix(f"{tower}."): heads.get_tensor(name).astype(np.float32) for name in names}
     except (OSError, SafetensorError) as error:
-        raise damaged(folder, "heads.safetensors cannot be read") from error
+        raise _damaged(folder, "heads.safetensors cannot be read") from error
 
 
 def _read_tokenizer(folder: Path) -> "Tokenizer":
@@ -622,9 +626,9 @@ def _read_tokenizer(folder: Path) -> "Tokenizer":
     try:
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise damaged(folder, "tokenizer.json cannot be read") from error
+        raise _damaged(folder, "tokenizer.json cannot be read") from error
     except Exception as error:  # `tokenizers` raises nothing narrower
-        raise damaged(folder, "tokenizer.json cannot be understood") from error
+        raise _damaged(folder, "tokenizer.json cannot be understood") from error
     tokenizer.no_truncation()  # a Bundle cuts and fills up itself
     tokenizer.no_padding()
     return tokenizer
@@ -669,7 +673,7 @@ def _open_session(folder: Path, tower: Graph, packed: bool, device: Device) -> "
         failures.NotImplemented,
         failures.RuntimeException,
     ) as error:
-        raise damaged(folder, f"{path.name} cannot be loaded") from error
+        raise _damaged(folder, f"{path.name} cannot be loaded") from error
     if device == "cuda" and CUDA not in session.get_providers():  # onnxruntime goes on with the processor by itself
         raise ModelError(
             "onnxruntime finds no CUDA GPU, or not the CUDA libraries it needs: install them, or take --device cpu."

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmsearch.encoders.base import FloatArray, PixelArray
-from mmsearch.encoders.bundle import Bundle, TowerSession, damaged
+from mmsearch.encoders.bundle import Bundle, TowerSession, understood
 from mmsearch.encoders.calibration import Calibration
 from mmsearch.encoders.preprocess import PixelSpec
 
@@ -62,16 +62,12 @@ class Fused:
         self._bundle = bundle
         self._session = TowerSession(bundle.folder, "fusion")
         extras = bundle.extras["fusion"]
-        try:
+        with understood(bundle.folder, "the fusion encoder"):
             self.matches: bool = bool(extras["matches"])
             self.classes: tuple[str, ...] = tuple(extras["classes"])
             self.worth: Worth | None = Worth(**extras["worth"]) if extras.get("worth") else None
             says = extras.get("calibration")
             self._calibration = Calibration(**says) if says else Calibration(1.0, 0.0)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise damaged(
-                bundle.folder, "preprocess.json says something else of a fusion encoder than it should"
-            ) from error
 
     @property
     def pixels(self) -> PixelSpec:
@@ -107,10 +103,8 @@ class Describing:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._session = TowerSession(bundle.folder, "decoder")
-        try:
+        with understood(bundle.folder, "the decoder"):
             self._begin, self._end = (int(bundle.extras["decoder"][name]) for name in ("begin", "end"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(bundle.folder, "preprocess.json says something else of a decoder than it should") from error
 
     def describe(self, pixels: PixelArray) -> str:
         """(h, w, 3) uint8 -> a text."""

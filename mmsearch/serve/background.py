@@ -22,21 +22,21 @@ class Cancelled(Exception):
 class Background:
     """The thread of one kind of work."""
 
-    def __init__(self, name: str) -> None:
-        """name: what the work does, as the log says it: "Making the map"."""
-        self._name = name
-        self._cancelled = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self, work: Callable[[], None], broken: Callable[[Broken, str | None], None]) -> None:
-        """Begin; the last work has ended.
+    def __init__(self, name: str, work: Callable[[], None], broken: Callable[[Broken, str | None], None]) -> None:
+        """name: what the work does, as the log says it: "Making the map".
 
         work: calls `go_on` now and then. broken: gets how it ended, and a sentence, where it did not come to its end.
         """
+        self._name = name
+        self._work = work
+        self._broken = broken
+        self._cancelled = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; the last work has ended."""
         self._cancelled.clear()
-        self._thread = threading.Thread(
-            target=self._go, args=(work, broken), name=f"mmsearch: {self._name}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._go, name=f"mmsearch: {self._name}", daemon=True)
         self._thread.start()
 
     def go_on(self) -> None:
@@ -54,17 +54,17 @@ class Background:
         if self._thread is not None:
             self._thread.join(CLOSE_S)
 
-    def _go(self, work: Callable[[], None], broken: Callable[[Broken, str | None], None]) -> None:
+    def _go(self) -> None:
         try:
             _give_way()
-            work()
+            self._work()
         except Cancelled:
-            broken("cancelled", None)
+            self._broken("cancelled", None)
         except Error as error:
-            broken("failed", str(error))
+            self._broken("failed", str(error))
         except Exception:
             log.exception(self._name)
-            broken("failed", "A mistake in mmsearch; what the server printed says more.")
+            self._broken("failed", "A mistake in mmsearch; what the server printed says more.")
 
 
 def _give_way() -> None:

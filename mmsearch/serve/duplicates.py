@@ -33,7 +33,7 @@ class Duplicates:
         self._index = index
         self._lock = threading.Lock()  # for all below
         self._search = _Search()
-        self._background = Background("Looking for duplicates")
+        self._background = Background("Looking for duplicates", self._go, self._broken)
 
     def start(self, threshold: float, under: Sequence[str]) -> None:
         """Begin to look; nothing happens where the same is being looked for. Raises ProblemError, SourceError."""
@@ -45,7 +45,7 @@ class Duplicates:
                     return
                 raise ProblemError("goes-on", "Other duplicates are being looked for. Ask again when that has ended.")
             self._search = _Search(last.number + 1, *wanted, state="running")
-            self._background.start(self._go, self._broken)
+            self._background.start()
 
     def page(self, k: int, cursor: str | None) -> dict[str, Any]:
         """The fields of shapes.DuplicatesOut. Raises ProblemError for a cursor of a search before the last."""

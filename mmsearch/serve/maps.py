@@ -29,7 +29,7 @@ class Maps:
         self._index = index
         self._lock = threading.Lock()  # for all below
         self._work = _Work()
-        self._background = Background("Making the map")
+        self._background = Background("Making the map", self._make, self._broken)
         self._unkept: Map | None = None  # where the index's folder cannot be written
 
     def state(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Maps:
             if map_ is not None and map_.is_current:
                 return
             self._work = _Work("running")
-            self._background.start(self._make, self._broken)
+            self._background.start()
 
     def points(self) -> tuple[bytes, str]:
         """The points of the map that was made last, and a tag that changes with them.

@@ -34,7 +34,7 @@ class Runs:
         self._index = index
         self._lock = threading.Lock()  # for all below
         self._run: Run | None = None
-        self._background = Background("Indexing")
+        self._background = Background("Indexing", self._go, self._broken)
 
     @property
     def last(self) -> Run | None:
@@ -51,7 +51,7 @@ class Runs:
                 raise IndexLockedError("A run goes on already. Wait for its end, or cancel it.")
             number = 1 if self._run is None else self._run.number + 1
             self._run = run = Run(number, tuple(folders), time.monotonic())
-            self._background.start(self._go, self._broken)
+            self._background.start()
         return run
 
     def cancel(self) -> None:
