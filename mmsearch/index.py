@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -73,6 +73,14 @@ class Status:
     skipped: tuple[FileRow, ...]
 
 
+class _MadeWith(NamedTuple):
+    """The model of an index on disk; it stays."""
+
+    model: str
+    fingerprint: str | None  # None for an encoder that has none
+    dim: int
+
+
 SEARCHES_AT_ONCE = 2  # in one index; of 32 clients on two cores, with 1: 121, 2: 122, 4: 100, unbounded: 95 answers/s
 MAX_HITS = 1_000_000_000  # SQLite's numbers and FAISS's end not much higher
 
@@ -115,6 +123,7 @@ class Index:
         self._encode_texts = TextBatcher(self._texts_encoded)
         self._asked_before = QueryCache(self.folder)
         self._turns = Turns(SEARCHES_AT_ONCE)
+        self._made_with: _MadeWith | None = None
         self._store: Store | None = None
         self._vectors: VectorIndex | None = None
         self._trained_heads: TrainedHeads | None = None  # those that were last asked for
@@ -131,6 +140,7 @@ class Index:
 
     def close(self) -> None:
         """Give back files and connections; the index can be opened again at any time."""
+        self._asked_before.close()
         if self._store is not None:
             self._store.close()
 
@@ -452,8 +462,8 @@ class Index:
                     precision=self._precision,
                     device=self._device,
                 )
-                if self._store is not None:
-                    self._check(self._store, encoder)
+                if self._made_with is not None:
+                    self._check(self._made_with, encoder)
                 self._encoder = encoder
             return self._encoder
 
@@ -462,18 +472,20 @@ class Index:
         try:
             made_with = self._agreed(store)
             if self._encoder is not None:
-                self._check(store, self._encoder)
+                self._check(made_with, self._encoder)
         except BaseException:
             store.close()
             raise
-        self._model = made_with
-        self._precision = _precision(made_with)
+        self._made_with = made_with
+        self._model = made_with.model
+        self._precision = _precision(made_with.model)
         self._vectors, self._store = VectorIndex(store), store  # the store last: whoever sees it sees the other too
 
-    def _agreed(self, store: Store) -> str:
-        """The name of the model that an index was made with, if it is the one asked for."""
+    def _agreed(self, store: Store) -> "_MadeWith":
+        """The model that an index was made with, if it is the one asked for."""
         with store.read() as reader:
             made_with = reader.setting("model") or ""
+            fingerprint, dim = reader.setting("fingerprint"), int(reader.setting("dim") or 0)
             own = reader.setting("encoder") == "own"
             source = reader.setting("model_source")
         if own and not self._own_encoder:
@@ -495,21 +507,19 @@ class Index:
                 f"{self._precision}. Leave out --precision, or build a new index."
             )
         self._model_source = source
-        return made_with
+        return _MadeWith(made_with, fingerprint, dim)
 
-    def _check(self, store: Store, encoder: Encoder) -> None:
+    def _check(self, made_with: "_MadeWith", encoder: Encoder) -> None:
         """Refuse a model that the index was not made with: its answers would mean nothing."""
-        with store.read() as reader:
-            made_with, fingerprint, dim = reader.setting("model"), reader.setting("fingerprint"), reader.setting("dim")
-        if self._own_encoder and encoder.name != made_with:
+        if self._own_encoder and encoder.name != made_with.model:
             raise ModelMismatchError(
-                f"{self.folder} was made with '{made_with}'; this encoder is '{encoder.name}'. Use the one it was made "
-                "with, or build a new index."
+                f"{self.folder} was made with '{made_with.model}'; this encoder is '{encoder.name}'. Use the one it "
+                "was made with, or build a new index."
             )
-        if dim != str(encoder.dim) or fingerprint != _fingerprint(encoder):
+        if (made_with.dim, made_with.fingerprint) != (encoder.dim, _fingerprint(encoder)):
             raise ModelMismatchError(
-                f"{self.folder} was made with another version of '{made_with}'. Build a new index with this one, or "
-                "install the version of mmsearch or of the weights that made it."
+                f"{self.folder} was made with another version of '{made_with.model}'. Build a new index with this one, "
+                "or install the version of mmsearch or of the weights that made it."
             )
 
     def _made(self) -> Store:
@@ -546,6 +556,12 @@ class Index:
         self._there()
         assert self._vectors is not None
         return self._vectors
+
+    @property
+    def _made_with_model(self) -> "_MadeWith":
+        self._there()
+        assert self._made_with is not None
+        return self._made_with
 
     # Trained heads: what they are is in encoders/heads.py, how they are trained in train/
 
@@ -787,10 +803,11 @@ class Index:
             return self._vectors_of_texts(texts, heads)
 
         vector = query.vector(encode_texts, encode_pictures, self._vectors_of_items)
-        with self._there().read() as reader:
-            dim, model = int(reader.setting("dim") or 0), reader.setting("model")
-        if vector.shape != (dim,):
-            raise QueryError(f"The vector has {len(vector)} numbers; those of '{model}' have {dim}.")
+        made_with = self._made_with_model
+        if vector.shape != (made_with.dim,):
+            raise QueryError(
+                f"The vector has {len(vector)} numbers; those of '{made_with.model}' have {made_with.dim}."
+            )
         return vector, hashes
 
     def _vectors_of_texts(
@@ -801,9 +818,7 @@ class Index:
         cached_apart: they are no queries, and not what a vector index should be tuned for.
         """
         texts = [" ".join(unicodedata.normalize("NFC", encodable(text)).split()) for text in texts]
-        with self._there().read() as reader:
-            fingerprint = reader.setting("fingerprint")
-        space = queries.space(fingerprint, None if heads is None else heads.hash)
+        space = queries.space(self._made_with_model.fingerprint, None if heads is None else heads.hash)
         if space is None or self._own_encoder:
             return self._encoded_under(texts, heads)
         space += " judged" if cached_apart else ""

@@ -1,6 +1,8 @@
 """Past queries: asked again, they load no model; nobody waits for them, and nothing fails for want of them."""
 
 import contextlib
+import multiprocessing
+import os
 import sqlite3
 import subprocess
 import sys
@@ -111,3 +113,23 @@ def test_what_many_threads_bring_at_once_is_all_kept(tmp_path: Path) -> None:
 def _space(folder: Path) -> str:
     with Index(folder) as index:
         return index.encoder.fingerprint
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_writes_what_it_asks_by_a_connection_of_its_own(tmp_path: Path) -> None:
+    cache = QueryCache(tmp_path)
+    cache.put("model", {"the parent": ROW})
+    child = multiprocessing.get_context("fork").Process(target=cache.put, args=("model", {"the child": ROW}))
+    child.start()
+    child.join(30)
+    cache.put("model", {"the parent, later": ROW})
+    assert child.exitcode == 0
+    assert len(QueryCache(tmp_path).latest("model", 9)) == 3
+
+
+def test_what_this_process_asked_is_known_though_it_could_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / DATABASE).mkdir()
+    cache = QueryCache(tmp_path)
+    cache.put("model", {"a dog": ROW})
+    assert cache.get("model", ["a dog"])["a dog"].tolist() == ROW.tolist()
+    assert QueryCache(tmp_path).get("model", ["a dog"]) == {}

@@ -10,10 +10,12 @@ import os
 import sqlite3
 import threading
 import urllib.parse
-from collections import deque
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from mmsearch.store.reader import marks, parts
 from mmsearch.store.records import FloatArray
 
 T = TypeVar("T")
+_Row: TypeAlias = tuple[str, bytes, FloatArray]  # space, hash of the text, vector (dim,)
 
 DATABASE = "queries.db"
 MOST = 2_000  # queries; 4 MB at 512 dimensions
@@ -43,17 +46,29 @@ def space(fingerprint: str | None, heads: str | None) -> str | None:
 class QueryCache:
     """Text -> vector, within one space; the oldest go first. Safe to use from several threads and processes.
 
-    Threads share one, not one each: what they bring while one of them writes is written together, in one transaction.
+    Threads share one, not one each: what they bring while one of them writes is written together, in one transaction,
+    and nobody waits for that. A process remembers what it asked itself, and keeps the database open until `close`.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / DATABASE
-        self._writing = threading.Lock()  # SQLite locks out processes; threads here would only meet as strangers
-        self._unwritten: deque[tuple[str, str, FloatArray]] = deque(maxlen=MOST_WAITING)  # space, text, vector
+        self._using = threading.Lock()  # held while the database is used, and while the process forks
+        self._writing = threading.Lock()  # held by the thread that writes for all
+        self._connection: sqlite3.Connection | None = None
+        self._unwritten: deque[_Row] = deque(maxlen=MOST_WAITING)
+        self._recent: OrderedDict[tuple[str, bytes], FloatArray] = OrderedDict()  # MOST of them, by space and hash
+        _caches.add(self)
+
+    def close(self) -> None:
+        """Close the database; it is opened again where it is next needed."""
+        with self._using:
+            self._disconnect()
 
     def get(self, space: str, texts: Sequence[str]) -> dict[str, FloatArray]:
         """text -> (dim,) float32, for those that are known."""
-        by_hash = {_hash(text): text for text in texts}
+        hashes = {text: _hash(text) for text in texts}
+        known = {text: row for text in texts if (row := self._recent.get((space, hashes[text]))) is not None}
+        by_hash = {hashes[text]: text for text in texts if text not in known}
 
         def read(database: sqlite3.Connection) -> dict[str, FloatArray]:
             return {
@@ -65,30 +80,26 @@ class QueryCache:
                 )
             }
 
-        return self._with_database("ro", read) or {}
+        if by_hash:
+            with self._using:
+                known |= self._with_database("rw", read) or {}
+        return known
 
     def put(self, space: str, vectors: Mapping[str, FloatArray]) -> None:
         """Keep (dim,) float32 of texts; where that cannot be done at once, it is not done."""
-
-        def write(database: sqlite3.Connection) -> None:
-            database.execute("PRAGMA synchronous = OFF")  # at worst it is damaged by a power cut, and made anew
-            database.execute("BEGIN IMMEDIATE")
-            database.execute(TABLES)
-            database.executemany(
-                "INSERT OR IGNORE INTO queries (space, text_hash, vector) VALUES (?, ?, ?)",
-                [(space, _hash(text), vector.astype(np.float32).tobytes()) for space, text, vector in waiting],
-            )
-            database.execute("DELETE FROM queries WHERE id <= (SELECT max(id) FROM queries) - ?", (MOST,))
-            database.execute("COMMIT")
-
         if not os.access(self._path.parent, os.W_OK):
             return
-        self._unwritten.extend((space, text, vector) for text, vector in vectors.items())
-        if self._writing.acquire(timeout=BUSY_S):  # a forked process may never get it
+        new = [(space, _hash(text), np.asarray(vector, np.float32)) for text, vector in vectors.items()]
+        self._recent.update(((space, text_hash), vector) for space, text_hash, vector in new)
+        while len(self._recent) > MOST:
+            with contextlib.suppress(KeyError):  # another thread took it
+                self._recent.popitem(last=False)
+        self._unwritten.extend(new)
+        while self._unwritten and self._writing.acquire(blocking=False):  # else who writes, writes this too
             try:
                 waiting = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
-                if waiting:
-                    self._with_database("rwc", write)
+                with self._using:
+                    self._with_database("rwc", partial(_write, waiting))
             finally:
                 self._writing.release()
 
@@ -101,21 +112,79 @@ class QueryCache:
             )
             return [np.frombuffer(row[0], np.float32) for row in rows]
 
-        return self._with_database("ro", read) or []
+        with self._using:
+            return self._with_database("rw", read) or []
 
     def _with_database(self, mode: str, act: Callable[[sqlite3.Connection], T]) -> T | None:
         """What is done with the database, None where that cannot be done; one that is damaged is deleted."""
-        address = f"file:{urllib.parse.quote(os.fsencode(self._path.absolute()))}?mode={mode}"
         try:
-            connection = sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None)
-            with contextlib.closing(connection):
-                return act(connection)
+            if self._connection is None:
+                self._connection = self._connect(mode)
+            return act(self._connection)
         except sqlite3.DatabaseError as error:
+            self._disconnect()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 with contextlib.suppress(OSError):
                     self._path.unlink()
             return None
 
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        address = f"file:{urllib.parse.quote(os.fsencode(self._path.absolute()))}?mode={mode}"
+        connection = sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous = OFF")  # at worst it is damaged by a power cut, and made anew
+        return connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def before_fork(self) -> None:
+        """Let nobody use the database, and close it: a child would believe in locks that only its parent holds."""
+        self._using.acquire()
+        self._disconnect()
+
+    def after_fork(self, *, is_child: bool) -> None:
+        """Let it be used again; the child has none of the threads that wrote."""
+        if is_child:
+            self._writing = threading.Lock()
+        self._using.release()
+
+
+def _write(waiting: Sequence[_Row], database: sqlite3.Connection) -> None:
+    database.execute("BEGIN IMMEDIATE")
+    database.execute(TABLES)
+    database.executemany(
+        "INSERT OR IGNORE INTO queries (space, text_hash, vector) VALUES (?, ?, ?)",
+        [(space, text_hash, vector.tobytes()) for space, text_hash, vector in waiting],
+    )
+    database.execute("DELETE FROM queries WHERE id <= (SELECT max(id) FROM queries) - ?", (MOST,))
+    database.execute("COMMIT")
+
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+_caches: "weakref.WeakSet[QueryCache]" = weakref.WeakSet()
+_held: list[QueryCache] = []  # while the process forks
+
+
+def _before_fork() -> None:
+    _held[:] = list(_caches)
+    for cache in _held:
+        cache.before_fork()
+
+
+def _after_fork(is_child: bool) -> None:
+    for cache in _held:
+        cache.after_fork(is_child=is_child)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=partial(_after_fork, False),
+        after_in_child=partial(_after_fork, True),
+    )

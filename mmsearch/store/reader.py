@@ -61,6 +61,7 @@ class Reader:
     def __init__(self, connection: sqlite3.Connection, folder: Path) -> None:
         self.connection = connection
         self.folder = folder
+        self._settings: dict[str, str] | None = None  # all of them, once one was asked for
         self._last_read: dict[int, int] = {}  # vector -> item, of the vectors that `stored_vectors` read last
 
     @property
@@ -70,8 +71,9 @@ class Reader:
 
     def setting(self, key: str) -> str | None:
         """A value of the settings table."""
-        row = self.connection.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        if self._settings is None:
+            self._settings = dict(self.connection.execute("SELECT key, CAST(value AS TEXT) FROM settings"))
+        return self._settings.get(key)
 
     def revision(self) -> int:
         """A number that grows with every write that changes an answer."""

@@ -50,6 +50,11 @@ class Writer(Reader):
                 self.connection.execute("ROLLBACK")
             raise
 
+    def setting(self, key: str) -> str | None:
+        """A value of the settings table, which this may just have written."""
+        row = self.connection.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
     def settle(self, settings: Mapping[str, str]) -> None:
         """Write settings that are not there yet; what another process wrote first stays."""
         with self.transaction():
