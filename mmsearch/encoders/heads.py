@@ -50,8 +50,11 @@ def conse(features: FloatArray, tensors: Tensors) -> FloatArray:
 
 def mlp(features: FloatArray, tensors: Tensors) -> FloatArray:
     """One hidden layer: `hidden.weight` (features, hidden), `out.weight` (hidden, dim), and their biases."""
-    hidden = np.maximum(features @ tensors["hidden.weight"] + tensors["hidden.bias"], np.float32(0))
-    vectors: FloatArray = hidden @ tensors["out.weight"] + tensors["out.bias"]  # (n, dim)
+    hidden: FloatArray = features @ tensors["hidden.weight"]  # (n, hidden)
+    hidden += tensors["hidden.bias"]
+    np.maximum(hidden, np.float32(0), out=hidden)
+    vectors: FloatArray = hidden @ tensors["out.weight"]  # (n, dim)
+    vectors += tensors["out.bias"]
     return vectors
 
 
@@ -114,7 +117,8 @@ class TrainedHeads:
         if not mine:
             return vectors
         learned = HEADS["mlp" if "hidden.weight" in mine else "linear"](np.asarray(features, np.float32), mine)
-        return unit_rows(vectors + learned)
+        learned += vectors
+        return unit_rows(learned)
 
     @classmethod
     def of(cls, name: str, tensors: Tensors) -> "TrainedHeads":

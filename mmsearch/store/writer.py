@@ -7,6 +7,7 @@ sees what it has just written.
 import contextlib
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 PROJECTED_AT_ONCE = 4096  # vectors; 33 MB where a feature has 2,008 numbers
+PROJECTING_THREADS = 2
 
 _CONTENT_COLUMNS = ("width", "height", "format", "taken_at", "camera", "latitude_deg", "longitude_deg", "content_hash")
 _ITEM_COLUMNS = ("kind", "name", "caption_of", "text", "line", *_CONTENT_COLUMNS)
@@ -228,16 +230,20 @@ class Writer(Reader):
         if hash_ is None or project is None:
             self.project = None
             return
-        from concurrent.futures import ThreadPoolExecutor  # here: a search has no use for it
+        from concurrent.futures import ThreadPoolExecutor  # here: a search has no use for these
+
+        from threadpoolctl import threadpool_limits
 
         self.set("heads", hash_)
         self.project = project
-        with ThreadPoolExecutor(1) as other:  # projects a block while this thread writes the one before and reads on
-            waiting: list[tuple[Sequence[int], Future[list[bytes]]]] = []
+        # Others project blocks while this thread writes those before and reads on. Each has a core of its own: threads
+        # within a block wait for one another, and for those of the next block.
+        with threadpool_limits(1), ThreadPoolExecutor(PROJECTING_THREADS) as others:
+            waiting: deque[tuple[Sequence[int], Future[list[bytes]]]] = deque()
             for ids, kinds, vectors, features in self.raw_blocks(PROJECTED_AT_ONCE):
-                waiting.append((ids, other.submit(_projected, project, kinds, vectors, features)))
-                if len(waiting) > 1:
-                    self._write_projected(*waiting.pop(0))
+                waiting.append((ids, others.submit(_projected, project, kinds, vectors, features)))
+                if len(waiting) > PROJECTING_THREADS:
+                    self._write_projected(*waiting.popleft())
             for block in waiting:
                 self._write_projected(*block)
 
@@ -310,9 +316,20 @@ def _projected(
         own = _rows([vectors[place] for place in places])
         shown = [features[place] for place in places]
         rows = project(kind, own, own if shown[0] is None else _rows([feature or b"" for feature in shown]))
-        for place, row in zip(places, rows.astype(np.float16), strict=True):
-            made[place] = row.tobytes()
+        for place, half in zip(places, _halves(rows), strict=True):
+            made[place] = half
     return made
+
+
+def _halves(rows: FloatArray) -> list[bytes]:
+    """float32 rows as float16, of each its bytes; by FAISS, a quarter of numpy's time (ties go up, not to even)."""
+    import faiss
+
+    codes = faiss.ScalarQuantizer(rows.shape[1], faiss.ScalarQuantizer.QT_fp16).compute_codes(
+        np.ascontiguousarray(rows)
+    )
+    halves: list[bytes] = codes.view(f"V{codes.shape[1]}").ravel().tolist()
+    return halves
 
 
 def _rows(halves: Sequence[bytes]) -> FloatArray:
