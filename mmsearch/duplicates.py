@@ -11,7 +11,7 @@ are near enough to one another are read.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,10 +113,7 @@ def _versions(
     places = np.unique(pairs).tolist()
     greys = _greys([rows[place].path for place in places], progress)
     seen = {place: grey for place, grey in zip(places, greys, strict=True) if grey is not None}
-    partners: dict[int, list[int]] = defaultdict(list)
-    for one, other in pairs.tolist():
-        if one in seen and other in seen:
-            partners[one].append(other)
+    partners = _partners(pairs, seen)
     found: dict[int, dict[int, float] | None] = {}
     taken: set[int] = set()
     for group in _connected(seen, partners, threshold):
@@ -153,6 +150,31 @@ def _connected(
     for place in sorted(seen):
         groups[lead(place)].append(place)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def alike(paths: Sequence[str | None], vectors: FloatArray, threshold: float = THRESHOLD) -> list[tuple[int, int]]:
+    """Places of files that are versions of one picture, the lesser first; vectors (n, dim) of length 1.
+
+    A file that is None or cannot be read is like no other.
+    """
+    pairs = near_pairs(vectors) if len(vectors) > 1 else np.empty((0, 2), np.int64)
+    places = np.unique(pairs).tolist()
+    greys = _greys([paths[place] for place in places], lambda progress: None)
+    seen = {place: grey for place, grey in zip(places, greys, strict=True) if grey is not None}
+    found: list[tuple[int, int]] = []
+    for one, others in _partners(pairs, seen).items():
+        scores = likenesses(seen[one], np.stack([seen[other] for other in others]))
+        found += [(one, other) for other, score in zip(others, scores, strict=True) if score >= threshold]
+    return found
+
+
+def _partners(pairs: IntArray, seen: Container[int]) -> dict[int, list[int]]:
+    """The lesser of each pair -> the others, where both were seen."""
+    partners: dict[int, list[int]] = defaultdict(list)
+    for one, other in pairs.tolist():
+        if one in seen and other in seen:
+            partners[one].append(other)
+    return partners
 
 
 def near_pairs(vectors: FloatArray, near: float = NEAR) -> IntArray:

@@ -666,10 +666,12 @@ class Index:
         *pairs: str | os.PathLike[str],
         columns: "PairColumns | None" = None,
         options: "PrepareOptions | None" = None,
+        into: str | os.PathLike[str] | None = None,
         wait_s: float | None = 0.0,
     ) -> "Prepared":
         """Pairs cleaned, normalised and split (mmsearch.preparing); what is encoded for it is kept for the training.
 
+        into: the folder for `mmsearch.preparing.write`, which gets the pictures that lie in a tar or a table at once.
         Raises SourceError, TrainingError where no pair is left.
         """
         from mmsearch import preparing
@@ -682,6 +684,7 @@ class Index:
             options or preparing.PrepareOptions(),
             self._there(),
             lambda kind, rows: self._keep_encoded(kind, rows, wait_s),
+            into,
         )
 
     def _chosen(self, reader: Reader, name: str | None) -> TrainedHeads | None:

@@ -12,16 +12,18 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmsearch import duplicates, media
 from mmsearch.embedding import fits
 from mmsearch.encoders.base import Encoder, FloatArray
-from mmsearch.errors import UsageError
+from mmsearch.errors import MediaError, UsageError
+from mmsearch.plots import write as write_files
 from mmsearch.sources.pairs import Pair
 from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
@@ -29,6 +31,7 @@ from mmsearch.training import HELD_OUT, Gathered, Joined, Keep, gather
 
 ALIKE = 0.985  # cosine of two pictures that are nearly the same; re-encoded and resized ones of `lite` have more
 ROWS_AT_ONCE = 1024
+PICTURES = "pictures"  # the folder for those that lay in a tar or a table
 WORDS_MOST = 200  # no text tower reads more
 TOLD_OFTEN = 0.2  # of all pictures; a caption of so many tells none from another
 
@@ -85,6 +88,7 @@ class Prepared:
     alike: tuple[tuple[str, str], ...]  # pictures that are nearly the same, and so stay on one side
     often: tuple[tuple[str, int], ...]  # captions that tell few pictures apart, and of how many
     options: PrepareOptions
+    into: str | None = None  # the folder for which it is; pictures below it are named from there
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -105,8 +109,15 @@ class Prepared:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("path", "caption", "match", "split", "group"))
-        writer.writerows((pair.path, pair.caption, int(pair.match), pair.split, pair.group) for pair in self.pairs)
+        writer.writerows(
+            (self._named(pair.path), pair.caption, int(pair.match), pair.split, pair.group) for pair in self.pairs
+        )
         return file.getvalue()
+
+    def _named(self, path: str) -> str:
+        if self.into is None or not path.startswith(os.path.join(self.into, PICTURES, "")):
+            return path
+        return f"{PICTURES}/{os.path.basename(path)}"
 
     def manifest(self) -> str:
         """Settings, counts and the hash of the table, as JSON."""
@@ -128,11 +139,14 @@ def prepare(
     options: PrepareOptions,
     store: Store | None = None,
     keep: Keep = lambda kind, rows: None,
+    into: str | os.PathLike[str] | None = None,
 ) -> Prepared:
     """Clean, normalise and split pairs. store, keep: of an index that features are read from and kept in.
 
-    Raises TrainingError where nothing is left.
+    into: the folder that `write` gets then; pictures that lie in a tar or a table are put there as files of their own,
+    named by their content. Raises TrainingError where nothing is left, Error where such a file cannot be written.
     """
+    folder = None if into is None else os.path.abspath(os.fsdecode(into))
     left_out: list[tuple[str, str]] = []
     good: list[Pair] = []
     changed = 0
@@ -144,13 +158,16 @@ def prepare(
         changed += text != pair.text
         if reason := _text_problem(text, options):
             left_out.append((pair.where, reason))
-        elif isinstance(pair.image, bytes):
-            left_out.append((pair.where, "lies in a tar: unpack it to prepare it; training reads it as it is"))
+        elif isinstance(pair.image, bytes) and folder is not None:
+            try:
+                good.append(replace(pair, text=text, image=_unpacked(pair.image, folder)))
+            except MediaError as error:
+                left_out.append((pair.where, f"the picture {error}"))
         else:
-            good.append(Pair(pair.image, text, pair.where, pair.match, pair.label, pair.weight, pair.group, pair.split))
+            good.append(replace(pair, text=text))
     gathered = gather(store, encoder, good, keep)
     left_out += [(row.table, row.reason) for row in gathered.skipped]
-    alike = _alike(gathered.pictures.vectors, options.alike)
+    alike = _alike(gathered, options.alike)
     kept, leaks = _split(gathered, alike, options)
     left_out += leaks
     repeated = len(good) - len(gathered.skipped) - len(gathered.matched) - len(gathered.unmatched)
@@ -166,7 +183,18 @@ def prepare(
         tuple((gathered.names[one], gathered.names[other]) for one, other in alike),
         tuple((text, count) for text, count in often.most_common() if count > max(most, 1)),
         options,
+        folder,
     )
+
+
+def _unpacked(data: bytes, folder: str) -> str:
+    """The path of a file with this content, which is made. Raises MediaError for what is no picture, and Error."""
+    suffix = media.sniff(io.BytesIO(data)).lower()
+    name = f"{hashlib.blake2b(data, digest_size=20).hexdigest()}.{suffix}"
+    path = os.path.join(folder, PICTURES, name)
+    if not os.path.exists(path):
+        write_files(os.path.join(folder, PICTURES), {name: data})
+    return path
 
 
 def normalised(text: str, options: PrepareOptions) -> str:
@@ -188,16 +216,27 @@ def _text_problem(text: str, options: PrepareOptions) -> str | None:
     return None
 
 
-def _alike(vectors: FloatArray, least: float) -> list[tuple[int, int]]:
-    """Places of pictures that are nearly the same, each with the first that it is like."""
-    found: list[tuple[int, int]] = []
+def _alike(gathered: Gathered, least: float) -> list[tuple[int, int]]:
+    """Places of pictures that are nearly the same, each with the first that it is like.
+
+    By their vectors or, where these are at least near, by their pixels: a cut or a grey version may lie further away.
+    """
+    paths = [name if os.path.isabs(name) else None for name in gathered.names]
+    vectors = gathered.pictures.vectors
+    by_pixels = duplicates.alike(paths, vectors) if least < 1 else []
+    first: dict[int, int] = {}
+    for one, other in sorted([*_near(vectors, least), *by_pixels]):
+        first.setdefault(other, one)
+    return [(one, other) for other, one in sorted(first.items())]
+
+
+def _near(vectors: FloatArray, least: float) -> Iterator[tuple[int, int]]:
     for start in range(0, len(vectors), ROWS_AT_ONCE):
         scores = vectors[start : start + ROWS_AT_ONCE] @ vectors[: start + ROWS_AT_ONCE].T
         for row, columns in enumerate(scores):
             before = np.flatnonzero(columns[: start + row] >= least)
             if len(before):
-                found.append((int(before[0]), start + row))
-    return found
+                yield int(before[0]), start + row
 
 
 def _split(
@@ -237,9 +276,7 @@ def write(
     prepared: Prepared, folder: str | Path, thumbnails: Callable[[Sequence[str]], dict[str, bytes]]
 ) -> list[Path]:
     """pairs.csv, manifest.json and report.html in a folder of their own. Returns their paths."""
-    from mmsearch import plots
-
-    return plots.write(
+    return write_files(
         folder,
         {
             "pairs.csv": prepared.table().encode("utf-8", "surrogateescape"),

@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -124,3 +126,81 @@ def test_what_is_prepared_trains_as_it_stands(index: Index, tmp_path: Path) -> N
 def test_options_that_make_no_sense_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         PrepareOptions(**wrong)
+
+
+def of_colour(name: str) -> bytes:
+    file = io.BytesIO()
+    plain(name).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_pictures_in_a_tar_become_files_named_by_their_content(index: Index, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
+        for name, data in (
+            ("../../evil.png", of_colour("red")),
+            ("../../evil.txt", b"a red one"),
+            ("b.png", of_colour("blue")),
+            ("b.txt", b"a blue one"),
+            ("c.png", b"no picture"),
+            ("c.txt", b"a broken one"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    into = tmp_path / "deep" / "er" / "prepared"
+    prepared = index.prepare_pairs(tmp_path / "pairs.tar", options=PrepareOptions(alike=1.0), into=into)
+    [out, *_] = write(prepared, into, lambda paths: {})
+    rows = {row["caption"]: row["path"] for row in kept(out)}
+    assert rows.keys() == {"a red one", "a blue one"}
+    assert all((into / path).parent == into / "pictures" for path in rows.values())
+    assert (into / rows["a red one"]).read_bytes() == of_colour("red")
+    assert prepared.reasons == {"the picture is text, not a picture": 1}
+    assert not list(tmp_path.rglob("evil*"))
+    again = index.prepare_pairs(out, options=PrepareOptions(alike=1.0))
+    assert {pair.path for pair in again.pairs} == {str(into / path) for path in rows.values()}
+
+
+def test_pairs_in_a_tar_are_checked_without_writing(index: Index, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "pairs.tar", "w") as tar:
+        for name, data in (("a.png", of_colour("red")), ("a.txt", b"a red one")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    before = sorted(tmp_path.rglob("*.png"))
+    assert index.prepare_pairs(tmp_path / "pairs.tar").counts["pairs"] == 1
+    assert sorted(tmp_path.rglob("*.png")) == before
+
+
+@pytest.mark.parametrize("is_struct", [True, False])
+def test_pictures_in_a_parquet_are_read(index: Index, tmp_path: Path, is_struct: bool) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    plain("green").save(tmp_path / "green.png")
+    red, broken = of_colour("red"), b"broken"
+    images: list[object] = [red, broken]
+    if is_struct:
+        images = [
+            {"bytes": red, "path": "x.png"},
+            {"bytes": broken, "path": None},
+            {"bytes": None, "path": "green.png"},
+        ]
+    columns = {"image": images, "file_name": ["a", "b", "c"][: len(images)], "text": ["red", "broken", "green"]}
+    columns["text"] = columns["text"][: len(images)]
+    parquet.write_table(pyarrow.table(columns), tmp_path / "pairs.parquet")
+    prepared = index.prepare_pairs(tmp_path / "pairs.parquet", into=tmp_path / "prepared")
+    assert sorted(pair.caption for pair in prepared.pairs) == (["green", "red"] if is_struct else ["red"])
+    assert len(prepared.left_out) == 1
+
+
+def test_a_cut_version_stays_on_the_side_of_its_picture(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name in "ab":
+        blobs = Image.fromarray(random.integers(0, 255, (18, 24, 3), np.uint8))
+        blobs.resize((480, 360), Image.Resampling.BICUBIC).save(tmp_path / f"{name}.png")
+    Image.open(tmp_path / "a.png").crop((20, 10, 470, 350)).save(tmp_path / "version.png")
+    pairs = table(tmp_path / "pairs.csv", [("a.png", "one"), ("b.png", "two"), ("version.png", "three")])
+    with Index(tmp_path / "index", model="lite") as index:
+        index.add_texts(["some text"])
+        prepared = index.prepare_pairs(pairs, options=PrepareOptions(alike=0.9999))
+    assert [tuple(Path(path).name for path in both) for both in prepared.alike] == [("a.png", "version.png")]

@@ -276,12 +276,12 @@ def _prepare_options(command: Command) -> Command:
     return command
 
 
-def _prepared(pairs: tuple[str, ...], index_name: str, options: dict[str, Any]) -> "Prepared":
+def _prepared(pairs: tuple[str, ...], index_name: str, options: dict[str, Any], into: str | None = None) -> "Prepared":
     from mmsearch.preparing import PrepareOptions
 
     columns = columns_of(options)
     with Index(index_folder(index_name), notify=note) as index:
-        return index.prepare_pairs(*pairs, columns=columns, options=PrepareOptions(**options))
+        return index.prepare_pairs(*pairs, columns=columns, options=PrepareOptions(**options), into=into)
 
 
 def _print_prepared(prepared: "Prepared") -> None:
@@ -318,7 +318,8 @@ def pairs_prepare_command(pairs: tuple[str, ...], index_name: str, into: str, **
     """Write cleaned pairs with a split, a manifest and a report page; the same input gives the same files.
 
     Left out are broken pictures, empty, over-long and boilerplate captions, repetitions, and what leaks from a test
-    into the training. Pictures of one group, and nearly the same ones, stay on one side. No file of yours is changed.
+    into the training. Pictures of one group, and nearly the same ones, stay on one side. Pictures that lie in a tar or
+    a parquet are put into FOLDER/pictures, named by their content. No file of yours is changed.
 
     \b
     Example:
@@ -328,7 +329,7 @@ def pairs_prepare_command(pairs: tuple[str, ...], index_name: str, into: str, **
     from mmsearch.cli.printing import thumbnails_of
     from mmsearch.preparing import write
 
-    prepared = _prepared(pairs, index_name, options)
+    prepared = _prepared(pairs, index_name, options, into)
     for path in write(prepared, into, lambda paths: thumbnails_of(paths, 264)):
         note(f"Wrote {path}")
     _print_prepared(prepared)

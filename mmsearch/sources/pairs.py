@@ -1,8 +1,8 @@
 """Pairs of a picture and a text, from wherever people keep them: what training and measurement read.
 
-A caption table (csv, tsv, jsonl, parquet), a webdataset tar or a folder of them, a folder of pictures with side-cars as
-img2dataset writes it, or a folder of classes. A tar is read as a stream, member by member, and nothing of it is ever
-written to the disk, so that a member's name is a name and no path.
+A caption table (csv, tsv, jsonl, parquet; of the last also with the pictures in it), a webdataset tar or a folder of
+them, a folder of pictures with side-cars as img2dataset writes it, or a folder of classes. A tar is read as a stream,
+member by member, and nothing of it is written to the disk under its own name, so that this is a name and no path.
 """
 
 import json
@@ -17,12 +17,11 @@ from typing import Any
 from mmsearch.errors import SourceError
 from mmsearch.media import IMAGE_SUFFIXES
 from mmsearch.sources.folders import ScanOptions, Unread, reason, scan, suffix_of
-from mmsearch.sources.tables import BadRow, read_rows
+from mmsearch.sources.tables import PICTURE_BYTES_MAX, BadRow, read_rows
 from mmsearch.sources.texts import read_text
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 TARS = (".tar", ".tar.gz", ".tgz")
-MEMBER_BYTES_MAX = 250_000_000  # as of a file that comes on stdin
 CAPTIONS_IN_JSON = ("caption", "captions", "text", "description", "title")
 MATCHED, UNMATCHED = {"1", "1.0", "true", "yes", "match"}, {"0", "0.0", "false", "no"}
 
@@ -77,7 +76,7 @@ def read_pairs(source: str | os.PathLike[str], columns: PairColumns = GUESSED) -
 def _of_table(path: str, columns: PairColumns) -> Iterator[Pair | BadRow]:
     beside = {what: getattr(columns, what) for what in ("label", "weight", "group", "split")}
     name = os.path.basename(path)
-    rows = read_rows(path, path_column=columns.path, text_column=columns.text, beside=beside)
+    rows = read_rows(path, path_column=columns.path, text_column=columns.text, beside=beside, pictures=True)
     for row in rows:
         if isinstance(row, BadRow):
             yield row
@@ -88,7 +87,7 @@ def _of_table(path: str, columns: PairColumns) -> Iterator[Pair | BadRow]:
             yield BadRow(path, row.row, str(error))
             continue
         for text in row.texts:
-            yield Pair(row.path, text, f"{name}, row {row.row}", **about)
+            yield Pair(row.image, text, f"{name}, row {row.row}", **about)
 
 
 def _about(beside: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +153,7 @@ def _beside(picture: str) -> Iterator[Pair | BadRow]:
                 yield Pair(picture, text, name)
         elif os.path.isfile(f"{stem}.json"):
             with open(f"{stem}.json", "rb") as file:
-                for text in _captions_of_json(file.read(MEMBER_BYTES_MAX)):
+                for text in _captions_of_json(file.read(PICTURE_BYTES_MAX)):
                     yield Pair(picture, text, name)
     except (OSError, SourceError, ValueError) as error:
         yield BadRow(stem, 1, reason(error) if isinstance(error, OSError) else str(error))
@@ -178,7 +177,7 @@ def _of_tar(path: str) -> Iterator[Pair | BadRow]:
                     key, sample, number = (folder, stem), {}, number + 1
                 if not _is_wanted(suffix):
                     continue
-                if member.size > MEMBER_BYTES_MAX:
+                if member.size > PICTURE_BYTES_MAX:
                     yield BadRow(path, number, f"has a member of {member.size // 10**6} MB")
                     continue
                 opened = tar.extractfile(member)

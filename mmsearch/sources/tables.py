@@ -1,4 +1,8 @@
-"""Caption tables: csv, tsv, jsonl or parquet with a path and a text column, read as a stream, row by row."""
+"""Caption tables: csv, tsv, jsonl or parquet with a path and a text column, read as a stream, row by row.
+
+A parquet may hold the pictures themselves, as the data sets of Hugging Face do: a column of bytes, or of structs with
+`bytes` and `path`. Who learns from pairs reads those.
+"""
 
 import codecs
 import csv
@@ -15,6 +19,7 @@ from mmsearch.errors import SourceError
 from mmsearch.sources.folders import reason, suffix_of
 
 LINE_BYTES_MAX = 16 << 20
+PICTURE_BYTES_MAX = 250_000_000  # within a table, as of a file that comes on stdin
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Caption:
 class Row:
     """One picture of a table with all its captions, and the values of the columns beside them that were asked for."""
 
-    path: str
+    image: str | bytes  # an absolute path, or the content of a file
     texts: tuple[str, ...]
     row: int
     beside: Mapping[str, Any]
@@ -75,9 +80,9 @@ def read_captions(
     for row in read_rows(table, path_column=path_column, text_column=text_column):
         if isinstance(row, BadRow):
             yield row
-        else:
+        elif isinstance(row.image, str):
             for text in row.texts:
-                yield Caption(row.path, text, row.row)
+                yield Caption(row.image, text, row.row)
 
 
 def read_rows(
@@ -86,11 +91,12 @@ def read_rows(
     path_column: str | None = None,
     text_column: str | None = None,
     beside: Mapping[str, str | None] = MappingProxyType({}),
+    pictures: bool = False,
 ) -> Iterator[Row | BadRow]:
     """The rows of a caption table, as `read_captions` reads them.
 
     beside: further columns by what they are ("label"), each with the name that the user gave it; None: its usual names
-    (BESIDE), if there is one such.
+    (BESIDE), if there is one such. pictures: whether those that lie in the table are read, and come before paths.
     """
     path = os.path.abspath(os.fsdecode(table))
     read = _TABLES.get(suffix_of(os.path.basename(path)))
@@ -102,7 +108,7 @@ def read_rows(
         raise SourceError(f"{path} cannot be read: {reason(error)}.") from error
     if not stat.S_ISREG(found.st_mode):
         raise SourceError(f"{path} is not an ordinary file.")
-    columns = _Columns(path, path_column, text_column, beside)
+    columns = _Columns(path, path_column, text_column, beside, pictures)
     return _checked_rows(path, columns, read(path, columns))
 
 
@@ -112,6 +118,7 @@ class _Columns:
     path: str | None
     text: str | None
     beside: Mapping[str, str | None]
+    pictures: bool
     found: tuple[str, ...] = ()  # of those beside, what they are, in the order in which their values come
 
     def choose(self, present: Sequence[str]) -> tuple[str, ...]:
@@ -166,13 +173,17 @@ def _checked_rows(table: str, columns: _Columns, rows: Iterator[_Row | BadRow]) 
             continue
         number, (path, value, *others) = row
         texts = _texts(value)
-        problem = _path_problem(path) or _text_problem(texts)
+        image = _image(path) if columns.pictures else path
+        problem = (None if isinstance(image, bytes) else _path_problem(image)) or _text_problem(texts)
+        if isinstance(image, bytes) and len(image) > PICTURE_BYTES_MAX:
+            problem = f"has a picture of {len(image) // 10**6} MB"
         if problem:
             yield BadRow(table, number, problem)
             continue
-        path = os.path.normpath(os.path.join(folder, path))
+        if isinstance(image, str):
+            image = os.path.normpath(os.path.join(folder, image))
         beside = dict(zip(columns.found, others, strict=True))
-        yield Row(path, tuple(text.strip() for text in texts), number, beside)
+        yield Row(image, tuple(text.strip() for text in texts), number, beside)
 
 
 def _readable(table: str, rows: Iterator[_Row | BadRow]) -> Iterator[_Row | BadRow]:
@@ -180,6 +191,11 @@ def _readable(table: str, rows: Iterator[_Row | BadRow]) -> Iterator[_Row | BadR
         yield from rows
     except OSError as error:
         raise SourceError(f"{table} cannot be read: {reason(error)}.") from error
+
+
+def _image(value: Any) -> Any:
+    """The bytes in a struct of bytes and a path; the path where there are none."""
+    return (value.get("bytes") or value.get("path")) if isinstance(value, dict) else value
 
 
 def _texts(value: Any) -> list[Any]:
@@ -320,9 +336,20 @@ def _read_parquet(table: str, columns: _Columns) -> Iterator[_Row | BadRow]:
         raise SourceError(f"{table}: reading parquet needs pyarrow; install it with: pip install pyarrow") from error
     try:
         with parquet.ParquetFile(table) as file:
-            names = columns.choose([field.name for field in file.schema_arrow if not types.is_struct(field.type)])
+            embedded = [
+                field.name
+                for field in file.schema_arrow
+                if types.is_binary(field.type)
+                or types.is_large_binary(field.type)
+                or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
+            ]
+            plain = [field.name for field in file.schema_arrow if not types.is_struct(field.type)]
+            if columns.pictures and columns.path is None:
+                columns.path = next((name for name in embedded if _plain(name) in _PATH_NAMES), None)
+            names = columns.choose([*plain, *embedded] if columns.pictures else plain)
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(names))):
+            size = 16 if names[0] in embedded else 1024  # pictures of some MB each
+            for batch in file.iter_batches(batch_size=size, columns=list(dict.fromkeys(names))):
                 for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
                     number += 1
                     yield number, values
