@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     from mmsearch.measuring import Accuracy, Evaluation
     from mmsearch.preparing import Prepared, PrepareOptions
     from mmsearch.sources.pairs import PairColumns
+    from mmsearch.train.encoder import Moment
     from mmsearch.train.residual import Epoch, HeadSettings
+    from mmsearch.train.unfreeze import UnfreezeReport, UnfreezeSettings
     from mmsearch.training import HeadsReport
 
 
@@ -617,6 +619,28 @@ class Index:
                     self._move(writer, trained)
             self._vector_index.sweep(writer)
         return report
+
+    def unfreeze(
+        self,
+        *pairs: str | os.PathLike[str],
+        into: str | os.PathLike[str],
+        blocks: int = 2,
+        settings: "UnfreezeSettings | None" = None,
+        columns: "PairColumns | None" = None,
+        tell: "Callable[[Moment], None]" = lambda moment: None,
+    ) -> "UnfreezeReport":
+        """Trains the last blocks of the towers of this index's model on pairs; the result is a model of its own.
+
+        into: the folder for it; the index stays as it is, and a new one is made with `Index(..., model=into)`. tell:
+        gets how far it is. The settings are those of mmsearch.train.unfreeze. Raises UsageError where the model is none
+        of open_clip's, SourceError, TrainingError.
+        """
+        from mmsearch.sources.pairs import PairColumns
+        from mmsearch.train.unfreeze import UnfreezeSettings, unfreeze
+
+        name = self._made_with_model.model.removesuffix(INT8)
+        columns, settings = columns or PairColumns(), settings or UnfreezeSettings()
+        return unfreeze(name, pairs, into, blocks, settings, columns=columns, tell=tell, say=self._notify)
 
     def evaluate(
         self,

@@ -68,7 +68,7 @@ def train_encoder_command(
     design = EncoderDesign.of(settings)
     from mmsearch.train.encoder import train_encoder
 
-    report = train_encoder(pairs, output, design, columns=columns, resume=resume, tell=_told, say=note)
+    report = train_encoder(pairs, output, design, columns=columns, resume=resume, tell=told, say=note)
     if report is None:  # another process tells
         return
     for row in report.skipped[:10]:
@@ -86,7 +86,8 @@ def train_encoder_command(
     click.echo(f"The model: {report.folder}; curves and checkpoints: {report.training}")
 
 
-def _told(moment: "Moment") -> None:
+def told(moment: "Moment") -> None:
+    """How far a training is, on stderr."""
     recall = "" if moment.recall is None else f"  held-out recall@10 {moment.recall:.3f}"
     line = (
         f"step {moment.step:,}/{moment.steps:,}  loss {moment.loss:.3f}  {moment.pairs_per_second:,.0f} pairs/s  "

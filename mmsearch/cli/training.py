@@ -60,6 +60,10 @@ def train_group() -> None:
 @click.option(
     "--use/--no-use", default=None, help="Take them into use in any case, or not. [default: if they are better]"
 )
+@click.option(
+    "--unfreeze", metavar="N", type=int, help="Train the last N blocks of both towers too: a model of its own, in -o."
+)
+@click.option("-o", "--output", metavar="FOLDER", type=click.Path(), help="Where that model goes.")
 @click.option("--list", "lists", is_flag=True, help="Print all settings with their defaults, as TOML.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--wait", is_flag=True, help="Wait for another process that writes to the index, instead of leaving.")
@@ -71,6 +75,8 @@ def train_heads_command(
     config: str | None,
     set_: tuple[str, ...],
     use: bool | None,
+    unfreeze: int | None,
+    output: str | None,
     lists: bool,
     as_json: bool,
     wait: bool,
@@ -87,10 +93,16 @@ def train_heads_command(
       mmsearch train heads pairs.tar --set loss=sigmoid --set epochs=80
       mmsearch train heads                    # from the captions that the index holds
       mmsearch heads off                      # back to the first answers
+      mmsearch train heads products.csv -i products --unfreeze 2 -o ./products-model
     """
     from mmsearch.train.residual import HeadSettings
 
     columns = columns_of(options)
+    if (unfreeze is None) != (output is None):
+        raise UsageError("--unfreeze and --output belong together: how many blocks learn, and where the model goes.")
+    if unfreeze is not None and output is not None:
+        _unfreeze(pairs, index_name, unfreeze, output, settings_of(config, set_), columns, lists, as_json)
+        return
     if lists:
         for key, value in vars(HeadSettings()).items():
             click.echo(f"{key} = {json.dumps(value)}")
@@ -111,6 +123,45 @@ def train_heads_command(
     if len(report.skipped) > 10:
         note(f"  and {len(report.skipped) - 10} more")
     click.echo(report.to_json() if as_json else _report(report))
+
+
+def _unfreeze(
+    pairs: tuple[str, ...],
+    index_name: str,
+    blocks: int,
+    output: str,
+    given: dict[str, Any],
+    columns: Any,
+    lists: bool,
+    as_json: bool,
+) -> None:
+    from mmsearch.cli.encoders import told
+    from mmsearch.train.unfreeze import UnfreezeSettings
+
+    if lists:
+        for key, value in vars(UnfreezeSettings()).items():
+            click.echo(f"{key} = {json.dumps(value)}")
+        return
+    if not pairs:
+        raise UsageError("Name the pairs to learn from: --unfreeze reads their pictures again.")
+    with Index(index_folder(index_name), notify=note) as index:
+        settings = UnfreezeSettings.of(given)
+        report = index.unfreeze(*pairs, into=output, blocks=blocks, settings=settings, columns=columns, tell=told)
+    for row in report.skipped[:10]:
+        note(f"  skipped {row.table}{f', row {row.row}' if row.row else ''}: {row.reason}")
+    if as_json:
+        click.echo(json.dumps(report.facts(), indent=2))
+        return
+    click.echo(
+        f"{report.pairs:,} pairs learned from, {report.learned / 1e6:.1f} million numbers in {report.steps:,} steps, "
+        f"{report.seconds / 60:.1f} min"
+    )
+    click.echo(f"recall@10 of held-out pairs: {report.before:.3f} before, {report.after:.3f} after")
+    if report.folder is None:
+        click.echo("Nothing of what was learned helped the held-out pairs; no model is written.")
+        return
+    click.echo(f"Mixed in: {report.share:.0%} of what was learned.")
+    click.echo(f"The model: {report.folder}; make an index with it: mmsearch index FOLDER --model {report.folder}")
 
 
 def settings_of(config: str | None, given: tuple[str, ...]) -> dict[str, Any]:

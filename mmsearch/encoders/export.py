@@ -56,16 +56,35 @@ def export_bundle(
     progress: Progress = lambda line: None,
 ) -> Bundle:
     """Loads an open_clip model and writes its bundle. Raises ModelError; torch may say things on stderr."""
-    model, tokenizer = _load(model_name, weights, progress)
-    mean, deviation, pixels = _pixels(model.visual.preprocess_cfg)
+    model, tokenizer = load(model_name, weights, progress)
+    config = open_clip.get_model_config(model_name)
+    return write_model(model, tokenizer, config, folder, name=name, licence=licence, progress=progress)
+
+
+def write_model(
+    model: Any,
+    tokenizer: Any,
+    config: dict[str, Any],
+    folder: str | os.PathLike[str],
+    *,
+    name: str,
+    licence: str | None = None,
+    about: str = "",
+    progress: Progress = lambda line: None,
+) -> Bundle:
+    """Writes the bundle of an open_clip model in evaluation mode, which is taken apart for that. Raises ModelError.
+
+    config: open_clip's own of its architecture. about: what else the model card says.
+    """
+    mean, deviation, pixels = pixels_of(model.visual.preprocess_cfg)
     text, tokenizer_json = _text(tokenizer, model)
     sample, ids = _sample_pixels(pixels), tokenizer(list(SAMPLES))  # (n, h, w, 3) uint8, (n, t) int64
     with torch.inference_mode():
-        expected_images = model.encode_image(_Normalised(nn.Identity(), mean, deviation)(sample)).numpy()
+        expected_images = model.encode_image(Normalised(nn.Identity(), mean, deviation)(sample)).numpy()
         expected_texts = model.encode_text(ids).numpy()
-    fingerprint = _fingerprint(model, open_clip.get_model_config(model_name), model.visual.preprocess_cfg, ids.tolist())
+    fingerprint = _fingerprint(model, config, model.visual.preprocess_cfg, ids.tolist())
     image_head, text_head = _take_image_head(model.visual), _take_text_head(model)
-    towers = [_Normalised(model.visual, mean, deviation), _text_tower(model)]
+    towers = [Normalised(model.visual, mean, deviation), _text_tower(model)]
     del model  # from here on `towers` alone holds the weights, one tower after the other
 
     def write_towers(draft: Path) -> None:
@@ -98,7 +117,7 @@ def export_bundle(
         tokenizer_json=tokenizer_json,
         image_head=image_head,
         text_head=text_head,
-        card=_card(name, licence, expected_images.shape[1], pixels, text),
+        card=_card(name, licence, expected_images.shape[1], pixels, text) + about,
         fingerprint=fingerprint,
         check=check,
     )
@@ -123,7 +142,7 @@ def main() -> None:
 # Loading
 
 
-def _load(model_name: str, weights: str | None, progress: Progress) -> tuple[Any, Any]:
+def load(model_name: str, weights: str | None, progress: Progress) -> tuple[Any, Any]:
     """-> an open_clip model in evaluation mode, and its tokenizer."""
     schema, repository = open_clip.factory.parse_model_name(model_name)
     if schema is None:
@@ -230,7 +249,7 @@ def _fingerprint(model: nn.Module, *settings: object) -> str:
 # Pictures
 
 
-class _Normalised(nn.Module):
+class Normalised(nn.Module):
     """A tower that reads plain pixels: (n, h, w, 3) uint8."""
 
     scale: Tensor
@@ -253,7 +272,7 @@ def _first(output: Any) -> Tensor:
     return features
 
 
-def _pixels(settings: dict[str, Any]) -> tuple[list[float], list[float], PixelSpec]:
+def pixels_of(settings: dict[str, Any]) -> tuple[list[float], list[float], PixelSpec]:
     """open_clip's `preprocess_cfg` -> mean, standard deviation, the rest."""
     size = settings["size"]
     height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,18 @@ from mmsearch.sources.pairs import Pair
 from mmsearch.sources.tables import BadRow
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.model import Shown
-from mmsearch.train.words import Words
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 IN_MEMORY_BYTES = 1_000_000_000  # of pixels; more are mapped from a file
 HELD_OUT_MOST = 4_000  # pairs that are measured on
+
+
+class Tokenizing(Protocol):
+    """What makes tokens of texts."""
+
+    def rows(self, texts: Sequence[str]) -> IntArray:
+        """(n, t) int64."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class Batches:
     """Batches of examples by their number. A batch holds each group once; an epoch holds each group once."""
 
     def __init__(
-        self, examples: Examples, words: Words, design: EncoderDesign, share: tuple[int, int] = (0, 1)
+        self, examples: Examples, words: Tokenizing, design: EncoderDesign, share: tuple[int, int] = (0, 1)
     ) -> None:
         """share: which part of how many of each batch is wanted, for several processes."""
         self._pixels, self._words, self._design, self._share = examples.pixels, words, design, share

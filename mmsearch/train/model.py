@@ -62,7 +62,7 @@ class Model(nn.Module):
         """
         shown, said = self.image(batch.pixels), self.text(batch.input_ids)
         images, texts = self.image_vectors(shown), self.text_vectors(said)
-        alike = _alike(batch)
+        alike = alike_in(batch)
         parts: dict[str, Tensor] = {}
         all_images, all_texts, all_alike = images, texts, alike
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
@@ -145,12 +145,12 @@ def _drawn(preferred: Tensor, wrong: Tensor) -> Tensor:
     return torch.multinomial(preferred * wrong, 1)[:, 0]
 
 
-def _alike(batch: Shown) -> Tensor:
+def alike_in(batch: Shown) -> Tensor:
+    """(n, n) where text j may be said of picture i too; never on the diagonal."""
     return _alike_of(batch.says, batch.shows)
 
 
 def _alike_of(says: Tensor, shows: Tensor) -> Tensor:
-    """(n, n) where text j may be said of picture i too; never on the diagonal."""
     same = (says[:, None] == says[None]) | (shows[:, None] == shows[None])
     return same & ~torch.eye(len(says), dtype=torch.bool, device=says.device)
 
