@@ -39,6 +39,7 @@ PAIRS_MOST = 60_000  # different pictures or texts; their table of scores is kep
 ROWS_AT_ONCE = 512
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "{}")  # after Radford et al. 2021, 3.1.4
 WORST_SHOWN = 5  # answers of a failure
+GROUP_LEAST, GROUPS_MOST = 5, 30  # queries of a group that is told, and groups
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,15 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class OfGroup:
+    """How the texts of a group of pictures, a class or a product, find them among all."""
+
+    name: str
+    queries: int
+    recall: Interval  # @10
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How good answers on pairs are."""
 
@@ -82,6 +92,7 @@ class Evaluation:
     figures: dict[str, Measured]  # by direction
     ranked: Ranked
     worst: tuple[Failure, ...]
+    groups: tuple[OfGroup, ...]  # the largest, worst first; none where the pairs have no labels or groups
     against: Compared | None
     skipped: tuple[BadRow, ...]
 
@@ -93,6 +104,7 @@ class Evaluation:
             "pictures": self.pictures,
             "texts": self.texts,
             "figures": {direction: asdict(figure) for direction, figure in self.figures.items()},
+            "groups": [asdict(group) for group in self.groups],
             "against": None if self.against is None else asdict(self.against),
             "skipped": len(self.skipped),
         }
@@ -131,6 +143,7 @@ def evaluation(
         _figures(ranked, right),
         ranked,
         failures,
+        _groups(gathered, ranked, right),
         against,
         gathered.skipped,
     )
@@ -185,6 +198,22 @@ def _ranked(
             )
         )
     return Ranked(to_image, to_text, matched, unmatched), tuple(failures)
+
+
+def _groups(gathered: Gathered, ranked: Ranked, right: BoolArray) -> tuple[OfGroup, ...]:
+    found = (ranked.text_to_image <= 10).astype(np.float32)
+    place = {int(text): row for row, text in enumerate(np.flatnonzero(right.any(axis=1)))}
+    queries: dict[str, dict[int, None]] = {}
+    for picture, text, _ in gathered.matched:
+        if (label := gathered.labels[picture]) is not None:
+            queries.setdefault(label, {})[place[text]] = None
+    told = sorted(queries.items(), key=lambda each: -len(each[1]))[:GROUPS_MOST]
+    groups = [
+        OfGroup(name, len(rows), interval(found[list(rows)], lambda drawn: drawn.mean(axis=1)))
+        for name, rows in told
+        if len(rows) >= GROUP_LEAST
+    ]
+    return tuple(sorted(groups, key=lambda group: group.recall.value)) if len(groups) > 1 else ()
 
 
 def _in_parts(queries: FloatArray, answers: FloatArray, right: BoolArray, asked: IntArray) -> IntArray:

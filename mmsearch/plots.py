@@ -17,7 +17,10 @@ Draw = Callable[["Axes"], None]
 
 
 def evaluation_plots(evaluation: Evaluation, folder: str | Path) -> list[Path]:
-    """Recall by k, ranks, and scores of what matches against what does not, as PNG files. Returns their paths."""
+    """Recall by k, ranks, scores of what matches against what does not, and recall by group where pairs have groups.
+
+    PNG files. Returns their paths.
+    """
     ranked = evaluation.ranked
     most = max(evaluation.pictures, evaluation.texts)
 
@@ -46,7 +49,22 @@ def evaluation_plots(evaluation: Evaluation, folder: str | Path) -> list[Path]:
         axes.set(xlabel="cosine of picture and text", yticks=[])
         axes.legend(frameon=False)
 
-    drawn = {"recall.png": ("Recall", recall), "ranks.png": ("Ranks", ranks), "scores.png": ("Scores", scores)}
+    def groups(axes: "Axes") -> None:
+        told = evaluation.groups
+        low, high = ([abs(getattr(each.recall, side) - each.recall.value) for each in told] for side in ("low", "high"))
+        values = [each.recall.value for each in told]
+        axes.barh(range(len(told)), values, xerr=[low, high], color=BLUE, ecolor=GREY, height=0.7)
+        names = [f"{each.name[:28]} ({each.queries:,})" for each in told]
+        axes.set_yticks(range(len(told)), names, fontsize=8 if len(told) < 16 else 5, parse_math=False)
+        axes.set(xlabel="recall@10 of the texts of a group, 95 %", xlim=(0, 1.02))
+
+    drawn: dict[str, tuple[str, Draw]] = {
+        "recall.png": ("Recall", recall),
+        "ranks.png": ("Ranks", ranks),
+        "scores.png": ("Scores", scores),
+    }
+    if evaluation.groups:
+        drawn["groups.png"] = ("By group", groups)
     return write(folder, {name: png(title, draw) for name, (title, draw) in drawn.items()})
 
 

@@ -84,6 +84,7 @@ class Gathered:
     names: list[str]  # (pictures,) a path, or where it came from
     groups: list[str]  # (pictures,)
     splits: list[str | None]  # (pictures,)
+    labels: list[str | None]  # (pictures,) a class, else the group by its name, where the pairs say one
     matched: list[tuple[int, int, float]]  # picture, text, weight
     unmatched: list[tuple[int, int]]
     encoded: int
@@ -141,7 +142,7 @@ class _Gathering:
     ) -> Gathered:
         pictures: dict[str, int] = {}
         texts: dict[str, int] = {}
-        names, groups, splits = list[str](), list[str](), list[str | None]()
+        names, groups, splits, labels = list[str](), list[str](), list[str | None](), list[str | None]()
         matched: dict[tuple[int, int], float] = {}
         unmatched: dict[tuple[int, int], None] = {}
         joined = Joined()
@@ -159,6 +160,7 @@ class _Gathering:
                 names.append(path)
                 groups.append(content)
                 splits.append(pair.split)
+                labels.append(pair.label or pair.group)
             if pair.group is not None:  # pictures of one group, and all groups of one picture, are on one side
                 joined.join(content, f"group {pair.group}")
             place = (pictures[content], texts.setdefault(text, len(texts)))
@@ -178,6 +180,7 @@ class _Gathering:
             names,
             groups,
             splits,
+            labels,
             [(*place, weight) for place, weight in matched.items() if weight > 0],
             [place for place in unmatched if place not in both],
             self._encoded,

@@ -29,6 +29,7 @@ def gathered(pictures: np.ndarray, texts: np.ndarray, pairs: list[tuple[int, int
         [f"picture {number}" for number in range(len(pictures))],
         [str(number) for number in range(len(pictures))],
         [None] * len(pictures),
+        [None] * len(pictures),
         [(picture, text, 1.0) for picture, text in pairs],
         [],
         0,
@@ -185,6 +186,29 @@ def test_plots_and_the_page_of_failures(index: Index, pairs: Path, tmp_path: Pat
     page = worst_page(found, thumbnails_of(shown, size_px=64))
     assert found.worst[0].text in page and "data:image/jpeg" in page
     assert "script" not in page
+
+
+def test_recall_is_told_by_group_and_the_least_found_come_first(tmp_path: Path) -> None:
+    # Six classes of six pictures; the names of two classes are exchanged, so that their texts find the others
+    names = list(COLOURS)
+    told = dict(zip(names, [names[1], names[0], *names[2:]], strict=True))
+    rows = []
+    for number, name in enumerate(names):
+        for each in range(6):
+            path = tmp_path / f"{name}-{each}.png"
+            swatch(name, each).save(path)
+            rows.append((path.name, f"{told[name]} {each}", f"${name}$" if number == 0 else name))
+    table = tmp_path / "labelled.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("path", "caption", "class"), *rows])
+    found = evaluate_model(ColourEncoder(), [table])
+    assert {group.name for group in found.groups[:2]} == {f"${names[0]}$", names[1]}
+    assert [group.queries for group in found.groups] == [6] * len(names)
+    assert found.groups[0].recall.value < 0.5 < found.groups[-1].recall.value
+    from mmsearch.plots import evaluation_plots
+
+    assert "groups.png" in {path.name for path in evaluation_plots(found, tmp_path / "plots")}
+    assert json.loads(found.to_json())["groups"][0]["queries"] == 6
 
 
 def test_a_hostile_caption_stays_text_on_the_page() -> None:

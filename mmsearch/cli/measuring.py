@@ -112,6 +112,9 @@ def _text(found: "Evaluation") -> str:
     rows.append(["mean 1/rank", *(str(figures[way].reciprocal_rank) for way in DIRECTIONS for figures in columns)])
     rows.append(["median rank", *(f"{figures[way].median_rank.value:g}" for way in DIRECTIONS for figures in columns)])
     lines.append(table(headers, rows))
+    if found.groups:
+        shown = [(printable(group.name), f"{group.queries:,}", str(group.recall)) for group in found.groups[:10]]
+        lines.append(table(("least found groups", "texts", "recall@10"), shown, right=(1,)))
     if found.against is not None:
         for way in DIRECTIONS:
             gain = found.against.gain[way]
