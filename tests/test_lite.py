@@ -178,6 +178,22 @@ def test_a_crowded_picture_answers_less() -> None:
     assert pictures[0] @ text[0] < pictures[1] @ text[0]  # though it is as near to both
 
 
+def test_a_crowded_text_answers_less() -> None:
+    tensors = {
+        "crowd": np.array([[100, 0, 0, 0], [80, 60, 0, 0], [0, 0, 0, 0]], dtype=np.float32),
+        "crowd.scale": np.array([0.01], dtype=np.float32),
+        "crowd.nearest": np.array([2], dtype=np.float32),
+        "crowd.usual": np.array([0.5], dtype=np.float32),
+        "crowd.axis": np.array([0, 0, 0, -2], dtype=np.float32),
+        "beside": np.array([0, 0, 0.3, 0], dtype=np.float32),
+    }
+    texts = project("uncrowded_text", np.array([[2, 0, 0, 0], [0, 3, 0, 0]], dtype=np.float32), tensors)
+    first, second = [1, 0, 0.3, -2 * (0.9 - 0.5)], [0, 1, 0.3, -2 * (0.3 - 0.5)]
+    assert np.allclose(texts, [first / np.linalg.norm(first), second / np.linalg.norm(second)], atol=1e-6)
+    picture = np.array([0.7, 0.7, 0, 0.3], np.float32)
+    assert texts[0] @ picture < texts[1] @ picture  # though both are as near to it
+
+
 def test_a_long_text_is_counted_in_full_and_cut(lite: FeatureEncoder) -> None:
     assert lite.max_tokens == 256
     assert lite.count_tokens("a dog") == 4  # with its first and last token

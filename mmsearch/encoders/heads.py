@@ -67,19 +67,37 @@ def conse_and_mlp(features: FloatArray, tensors: Tensors) -> FloatArray:
 def uncrowded(features: FloatArray, tensors: Tensors) -> FloatArray:
     """`conse_and_mlp`, and beside it how near a picture is to texts of all kinds: the nearer, the less it answers.
 
-    A picture that is near to very many texts is found by too many words (a hub). `crowd` (texts, dim) times
-    `crowd.scale` (1,): unit rows that stand for what may be asked; `crowd.nearest` (1,): how many of them count;
-    `crowd.usual` (1,): how near they usually are; `crowd.axis` (dim,): where the difference is written, a direction in
-    which texts have the same small constant and nothing else (`constant`). CSLS, Conneau et al. 2018, with known texts
-    in the place of the queries.
+    A picture that is near to very many texts is found by too many words (a hub). What is written by `_uncrowd` lies in
+    a direction in which texts have a constant; `beside` (dim,), where there is one, is the constant for their own.
     """
     vectors = unit_rows(conse_and_mlp(features, tensors))
+    _uncrowd(vectors, tensors)
+    if "beside" in tensors:
+        vectors += tensors["beside"]
+    return vectors
+
+
+def uncrowded_text(features: FloatArray, tensors: Tensors) -> FloatArray:
+    """`constant`, and beside it how near a text is to pictures of all kinds, as `uncrowded` for texts."""
+    vectors = unit_rows(features)
+    _uncrowd(vectors, tensors)
+    vectors += tensors["beside"]
+    return vectors
+
+
+def _uncrowd(vectors: FloatArray, tensors: Tensors) -> None:
+    """Write into unit vectors (n, dim) how crowded it is around each.
+
+    `crowd` (m, dim) times `crowd.scale` (1,): unit rows of the other kind that stand for what may be asked, or found;
+    `crowd.nearest` (1,): how many of them count; `crowd.usual` (1,): how near they usually are; `crowd.axis` (dim,):
+    where the difference is written, a direction in which the other kind has the same small constant and nothing else.
+    CSLS, Conneau et al. 2018, with known items in the place of the queries.
+    """
     count = int(tensors["crowd.nearest"][0])
     for start in range(0, len(vectors), AT_ONCE):
         some = vectors[start : start + AT_ONCE]
         near = np.partition(some @ tensors["crowd"].T, -count, axis=1)[:, -count:].mean(axis=1, keepdims=True)  # (n, 1)
         some += (near * tensors["crowd.scale"] - tensors["crowd.usual"]) * tensors["crowd.axis"]
-    return vectors
 
 
 def constant(features: FloatArray, tensors: Tensors) -> FloatArray:
@@ -96,6 +114,7 @@ HEADS: dict[str, Head] = {
     "conse": conse,
     "conse_and_mlp": conse_and_mlp,
     "uncrowded": uncrowded,
+    "uncrowded_text": uncrowded_text,
 }
 
 

@@ -31,6 +31,7 @@ VARIANTS = {
     "the recipe": FULL,
     "nothing learned: the classifier's half alone": replace(FULL, heads=0),
     "the classifier's half as it was before": BEFORE,
+    "without the crowd of texts": replace(FULL, text_crowd=0.0),
     "without the crowd: hubs answer as much as others": UNWEIGHED,
     "without the crowd, one network instead of three": ONE_HEAD,
     "one network: without earlier stages of the tower": replace(ONE_HEAD, early=False),
@@ -50,6 +51,7 @@ SHOWN = (
     "sentences @10",
     "sentences median",
     "picture finds sentence @1",
+    "picture finds sentence @10",
     "words @1",
     "words @5",
     "words @10",
@@ -75,7 +77,7 @@ def main() -> None:
     for name, parts in VARIANTS.items():
         started = time.monotonic()
         head = things.ground.learned(parts)
-        found = rows(things.asked, things.ground.asked, head.encode)
+        found = rows(things.asked, things.ground.asked(head), head.encode)
         lines.append(f"| {name} | " + " | ".join(found[figure] for figure in SHOWN) + " |")
         print(f"{time.monotonic() - started:5.0f} s  {lines[-1]}", flush=True)
     arguments.target.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -38,7 +38,7 @@ import held_out  # noqa: E402  (beside this script, as all that follow)
 import sources  # noqa: E402
 from compact import compacted, fused  # noqa: E402
 from figures import HALVES, Seen, of_size, rows, style  # noqa: E402
-from learn import NEAREST, Ground, Learned, Parts, beside, prepared, seen  # noqa: E402
+from learn import EVERY, NEAREST, TEXT_NEAREST, Ground, Learned, Parts, prepared, seen  # noqa: E402
 from towers import (  # noqa: E402
     IMAGE_SIZE,
     MAX_TOKENS,
@@ -113,7 +113,7 @@ def main() -> None:
                 text=TEXT,
                 tokenizer_json=tidy(things.tokenizer),
                 image_head=head,
-                text_head=HeadSpec("constant", {"beside": beside()}),
+                text_head=HeadSpec(learned.text_kind, learned.text_tensors),
                 card=card,
                 fingerprint=fingerprint,
             )
@@ -215,7 +215,7 @@ def faithful(bundle: Bundle, things: Materials, learned: Learned) -> tuple[Float
         *("", "Ein rotes Fahrrad im Schnee", "a cat " * 300),
     ]
     images = (bundle.encode_images(pictures) * learned.encode(features)).sum(axis=1)
-    return images, (bundle.encode_texts(texts) * things.ground.asked(texts)).sum(axis=1)
+    return images, (bundle.encode_texts(texts) * things.ground.asked(learned)(texts)).sum(axis=1)
 
 
 def size_mb(folder: Path) -> float:
@@ -226,9 +226,9 @@ def card(draft: Bundle, things: Materials, learned: Learned) -> str:
     """The model card, from card.md beside this script."""
     images, texts = faithful(draft, things, learned)
     before = things.ground.learned(BEFORE)
-    asked = things.ground.asked
+    asked = things.ground.asked(learned)
     tables = {
-        (model, half): rows(things.asked, asked, head.encode, half)
+        (model, half): rows(things.asked, things.ground.asked(head), head.encode, half)
         for model, head in (("before", before), ("now", learned))
         for half in HALVES
     }
@@ -249,6 +249,9 @@ def card(draft: Bundle, things: Materials, learned: Learned) -> str:
         heads=parts.heads,
         crowd=parts.crowd,
         nearest=NEAREST,
+        text_crowd=parts.text_crowd,
+        text_nearest=TEXT_NEAREST,
+        bank=-(-len(things.ground.drawn) // EVERY),
         hidden=parts.settings.hidden,
         steps=parts.settings.steps,
         batch=parts.settings.batch,

@@ -33,8 +33,10 @@ LONGEST_COLOURED = 30  # characters of a name that a colour is put before
 
 NEAREST = 50  # texts of the training that say how crowded it is around a picture
 USUAL = 0.56  # how near they usually are, as a cosine
-CONSTANT = 0.3  # what a text has where the crowd is written; small, so that texts stay comparable among themselves
-EMPTY = 223  # the place for that: MiniLM's vectors are 0 there (it is one of three)
+TEXT_NEAREST = 100  # drawings that say how crowded it is around a text
+EVERY = 4  # which drawings those are taken from
+CONSTANT = 0.3  # what the other kind has where the crowd is written; small, so that it stays comparable among itself
+EMPTY, TEXT_EMPTY = 223, 127  # the places for that: MiniLM's vectors are 0 there (they are two of three)
 
 SETTINGS = TrainSettings(steps=400, dropout=0.5)
 
@@ -53,6 +55,7 @@ class Parts:
     views: int = VIEWS
     heads: int = 3  # trained from different seeds and averaged
     crowd: float = 0.5  # how much less a picture answers that is near to texts of all kinds
+    text_crowd: float = 0.75  # how much less a text answers that is near to pictures of all kinds
     left_out: tuple[str, ...] = ()  # sources
     settings: TrainSettings = SETTINGS
 
@@ -92,15 +95,26 @@ def _render(kept: Path, place: int, drawing: Drawing) -> Drawn | None:
 
 @dataclass(frozen=True)
 class Learned:
-    """An image head as tensors of `encoders.heads.conse_and_mlp`, and what made it."""
+    """Both heads as tensors of `encoders.heads`, and what made them."""
 
-    tensors: dict[str, npt.NDArray[np.generic]]
+    tensors: dict[str, npt.NDArray[np.generic]]  # of the image head
+    text_tensors: dict[str, npt.NDArray[np.generic]]
     texts: int
 
     def encode(self, seen: FloatArray) -> FloatArray:
         """(n, 2008) features -> (n, 384) unit rows."""
         tensors = {name: tensor.astype(np.float32) for name, tensor in self.tensors.items()}
         return project(self.kind, seen, tensors)
+
+    def ask(self, embedded: FloatArray) -> FloatArray:
+        """(n, 384) as the text tower gives them -> (n, 384) unit rows."""
+        tensors = {name: tensor.astype(np.float32) for name, tensor in self.text_tensors.items()}
+        return project(self.text_kind, embedded, tensors)
+
+    @property
+    def text_kind(self) -> str:
+        """The row of `encoders.heads.HEADS` that reads the text tensors."""
+        return "uncrowded_text" if "crowd" in self.text_tensors else "constant"
 
     @property
     def kind(self) -> str:
@@ -136,7 +150,7 @@ class Ground:
     def learned(self, parts: Parts, tell: Callable[[str], None] = lambda line: None) -> Learned:
         """The head that `parts` make."""
         classifier = self.classifier(parts)
-        known = Learned(classifier, 0)
+        known = Learned(classifier, {"beside": beside(EMPTY)}, 0)
         if parts.heads == 0:
             return known
         said, captioned = self.captioned(parts)
@@ -155,29 +169,23 @@ class Ground:
             tensors["hidden.weight"] = np.pad(tensors["hidden.weight"], ((0, rows), (0, 0)))
         kept = {name: tensor.astype(np.float16 if tensor.ndim > 1 else np.float32) for name, tensor in tensors.items()}
         share = {"share": np.array([parts.share], dtype=np.float32)}
-        return Learned(classifier | kept | share | self.crowd(said, parts), len(said))
+        tensors: dict[str, npt.NDArray[np.generic]] = classifier | kept | share
+        plain = Learned(tensors, {"beside": beside(EMPTY)}, len(said))
+        texts = self.embed(said)
+        if np.abs(texts[:, [EMPTY, TEXT_EMPTY]]).max() > 1e-6:
+            raise SystemExit(f"features {EMPTY} and {TEXT_EMPTY} of the text tower are not empty: take others")
+        if parts.crowd:
+            tensors = tensors | crowd(texts, NEAREST, USUAL, EMPTY, parts.crowd)
+        if not (parts.crowd and parts.text_crowd):
+            return Learned(tensors, plain.text_tensors, len(said))
+        drawings = plain.encode(np.asarray(views[0][pairs.pictures][::EVERY], dtype=np.float32))
+        usual = np.partition(texts[::EVERY] @ drawings.T, -TEXT_NEAREST, axis=1)[:, -TEXT_NEAREST:].mean()
+        asked = crowd(drawings, TEXT_NEAREST, float(usual), TEXT_EMPTY, parts.text_crowd)
+        return Learned(tensors | {"beside": beside(TEXT_EMPTY)}, asked | {"beside": beside(EMPTY)}, len(said))
 
-    def crowd(self, said: Sequence[str], parts: Parts) -> dict[str, npt.NDArray[np.generic]]:
-        """What `uncrowded` reads beside the tensors of `conse_and_mlp`."""
-        if parts.crowd == 0:
-            return {}
-        vectors = self.embed(said)
-        if np.abs(vectors[:, EMPTY]).max() > 1e-6:
-            raise SystemExit(f"feature {EMPTY} of the text tower is not empty: take another one")
-        axis = np.zeros(vectors.shape[1], dtype=np.float32)
-        axis[EMPTY] = -parts.crowd / CONSTANT
-        scale = np.abs(vectors).max() / 127
-        return {
-            "crowd": np.rint(vectors / scale).astype(np.int8),
-            "crowd.scale": np.array([scale], dtype=np.float32),
-            "crowd.nearest": np.array([NEAREST], dtype=np.float32),
-            "crowd.usual": np.array([USUAL], dtype=np.float32),
-            "crowd.axis": axis,
-        }
-
-    def asked(self, texts: Sequence[str]) -> FloatArray:
-        """(n, 384) unit rows, as the bundle's text head gives them."""
-        return project("constant", self.embed(texts), {"beside": beside()})
+    def asked(self, learned: Learned) -> Embed:
+        """Texts -> (n, 384) unit rows, as the bundle's text head gives them."""
+        return lambda texts: learned.ask(self.embed(texts))
 
     def captioned(self, parts: Parts) -> tuple[list[str], list[Captioned]]:
         """Texts, and which of them are said of which drawing."""
@@ -195,10 +203,26 @@ class Ground:
         return list(places), captioned
 
 
-def beside() -> FloatArray:
-    """(384,), what the text head adds to every text."""
+def crowd(
+    vectors: FloatArray, nearest: int, usual: float, place: int, share: float
+) -> dict[str, npt.NDArray[np.generic]]:
+    """What `uncrowded` and `uncrowded_text` read: unit rows (m, 384) of the other kind, and where it is written."""
+    axis = np.zeros(vectors.shape[1], dtype=np.float32)
+    axis[place] = -share / CONSTANT
+    scale = np.abs(vectors).max() / 127
+    return {
+        "crowd": np.rint(vectors / scale).astype(np.int8),
+        "crowd.scale": np.array([scale], dtype=np.float32),
+        "crowd.nearest": np.array([nearest], dtype=np.float32),
+        "crowd.usual": np.array([usual], dtype=np.float32),
+        "crowd.axis": axis,
+    }
+
+
+def beside(place: int) -> FloatArray:
+    """(384,), what one kind has where the other's crowd is written."""
     constant = np.zeros(384, dtype=np.float32)
-    constant[EMPTY] = CONSTANT
+    constant[place] = CONSTANT
     return constant
 
 

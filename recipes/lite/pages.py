@@ -84,9 +84,9 @@ def fifty(things: Materials, before: Learned, now: Learned, work: Path) -> tuple
     clip_art = [row for row, one in enumerate(things.ground.drawn) if one.drawing.source == "openclipart"]
     shown = [things.ground.drawn[row].path for row in clip_art] + pictures
     features = np.concatenate([things.ground.views[0][clip_art], looked]).astype(np.float32)
-    texts = things.ground.asked(QUERIES)
     rows = []
-    for query, *orders in zip(QUERIES, *(_first(texts, head.encode, features) for head in (before, now)), strict=True):
+    found = [_first(things.ground.asked(head)(QUERIES), head.encode, features) for head in (before, now)]
+    for query, *orders in zip(QUERIES, *found, strict=True):
         cells = ("".join(_picture(shown[place]) for place in order) for order in orders)
         rows.append(f"<tr><th>{html.escape(query)}</th>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     title = f"Fifty plain queries, {len(shown)} pictures of openclipart, mate-backgrounds and gnome-backgrounds"
@@ -102,7 +102,7 @@ def worst(things: Materials, now: Learned) -> tuple[str, list[str]]:
     """A row a query, the worst first: the right picture, its rank, and what came instead."""
     found: list[tuple[int, str]] = []
     for asked in things.asked:
-        found += _misses(asked, things.ground.asked(asked.held_out.queries), now.encode)
+        found += _misses(asked, things.ground.asked(now)(asked.held_out.queries), now.encode)
     found.sort(key=lambda miss: -miss[0])
     title = f"The {WORST} worst answers to queries that no part of the recipe has seen"
     return title, [

@@ -14,6 +14,7 @@ from tests.benchmarks import (
     bundle_memory,
     crossover,
     duplicates,
+    extraction,
     heads,
     indexing,
     page,
@@ -38,6 +39,7 @@ ALL = {
     "vectors": vector_search.rows,
     "crossover": crossover.rows,
     "heads": heads.rows,
+    "extraction": extraction.rows,
     "duplicates": duplicates.rows,
 }
 
