@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmsearch import duplicates, media, search
+from mmsearch import duplicates, garbage, media, search
 from mmsearch import map as maps
 from mmsearch.batching import TextBatcher
 from mmsearch.duplicates import Group
@@ -84,6 +84,7 @@ class _MadeWith(NamedTuple):
 
 
 SEARCHES_AT_ONCE = 2  # in one index; of 32 clients on two cores, with 1: 121, 2: 122, 4: 100, unbounded: 95 answers/s
+MANY_HITS = 1_000  # from which the collector of cycles is put off
 MAX_HITS = 1_000_000_000  # SQLite's numbers and FAISS's end not much higher
 
 
@@ -328,7 +329,8 @@ class Index:
             named = (number for name in asked.items if (number := _number(reader, name)) is not None)
             same = frozenset((*reader.items_with_content(hashes), *named))
             deep = max(_positive(k), RERANKED) if rerank else _positive(k)
-            hits = search.rank(reader, self._vector_index, vector, asked.text, filters, k=deep, leave_out=same)
+            with garbage.put_off(deep >= MANY_HITS):
+                hits = search.rank(reader, self._vector_index, vector, asked.text, filters, k=deep, leave_out=same)
         return reranked(self._loaded(), asked.text, hits)[:k] if rerank else hits
 
     def lookup(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mmsearch import garbage
 from mmsearch.decoding import Skip
 from mmsearch.errors import MediaError, MissingRootError, SourceError
 from mmsearch.media import content_hash
@@ -90,7 +91,8 @@ def make_plan(reader: Reader, sources: Sequence[Root], options: IngestOptions, r
     asked: the sources were named, and one that cannot be read is an error; else it is reported as missing. Raises
     SourceError, MissingRootError.
     """
-    return _Planner(reader, options, report).plan(sources, asked)
+    with garbage.put_off():  # of a hundred thousand files nothing is garbage yet
+        return _Planner(reader, options, report).plan(sources, asked)
 
 
 class _Planner:

@@ -323,6 +323,7 @@ def test_changed_weights_give_another_bundle(tmp_path: Path, cache: Path) -> Non
     assert bundle_folder(parse_name(f"local-dir:{folder}")) != before
 
 
+@pytest.mark.slow
 def test_a_checkpoint_file_is_a_model_and_equal_weights_have_an_equal_fingerprint(vit: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -47,7 +47,8 @@ def test_every_block_about_the_api_runs_as_it_stands(checkout: Path) -> None:
     run_blocks((ROOT / "docs" / "serve.md").read_text(encoding="utf-8"), checkout)
 
 
-@pytest.mark.parametrize("page", ["judging", "training", pytest.param("encoders", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["judging", "training", "encoders"])
 def test_every_block_of_a_page_runs_as_it_stands(page: str, checkout: Path) -> None:
     run_blocks((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8"), checkout)
 

@@ -41,6 +41,7 @@ def test_a_head_learns_to_name_pictures_that_it_has_not_seen() -> None:
     assert recall_at_k(ranks, 10) > 0.6  # chance: 0.1
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_head_and_another_one_another() -> None:
     features, texts, captioned = things(80)
     pairs = Pairs([features], texts, captioned)

@@ -89,7 +89,7 @@ def test_the_same_pairs_and_seed_give_the_same_heads(index: Index, pairs: Path) 
     "changed",
     [
         {"head": "linear"},
-        {"towers": "text"},
+        pytest.param({"towers": "text"}, marks=pytest.mark.slow),
         {"loss": "sigmoid"},
         {"loss": "triplet"},
         {"loss": "matched"},

@@ -11,8 +11,9 @@ name a file system knows survives the way through the index and back.
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Literal, NamedTuple
 
 from mmsearch.errors import MissingRootError, SourceError, UsageError
 from mmsearch.media import IMAGE_SUFFIXES
@@ -23,8 +24,7 @@ SIDECAR_SUFFIXES = (".txt", ".caption")  # what img2dataset, kohya-ss and most o
 Kind = Literal["image", "text", "caption"]
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
+class SourceFile(NamedTuple):  # a frozen dataclass takes longer to make, and a run makes one a file
     """A file to index."""
 
     path: str
@@ -120,7 +120,7 @@ def _scan_folder(
                     continue
                 visited.add((found.st_dev, found.st_ino))
             with os.scandir(folder) as listing:
-                entries = sorted(listing, key=_name)
+                entries = sorted(listing, key=attrgetter("name"))
         except OSError as error:  # also when it has just vanished: an unplugged drive vanishes in the same way
             yield Unread(folder, reason(error), is_folder=True)
             continue
@@ -196,7 +196,7 @@ def _scan_file(
     if kind != "image":
         return iter([itself])
     sidecars = _existing(folder, _spellings((stem, name), SIDECAR_SUFFIXES), excluded, follow_links)
-    return iter([itself, *(replace(sidecar, kind="caption", caption_of=path) for sidecar in sidecars)])
+    return iter([itself, *(sidecar._replace(kind="caption", caption_of=path) for sidecar in sidecars)])
 
 
 def _existing(
@@ -225,10 +225,6 @@ def suffix_of(name: str) -> str:
     """Lower case, with its dot; a name that begins with its only dot has none."""
     dot = name.rfind(".")
     return name[dot:].lower() if dot > 0 else ""
-
-
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
 
 
 _KINDS: dict[str, Kind | None] = {

@@ -242,7 +242,8 @@ def _directions(rows: FloatArray) -> FloatArray:
     some = rows[:: max(1, len(rows) // PCA_ROWS)].astype(np.float64)
     some -= some.mean(axis=0)
     variances, directions = np.linalg.eigh(some.T @ some)  # ascending
-    kept = int(np.searchsorted(np.cumsum(variances[::-1]) / variances.sum(), KEPT_VARIANCE)) + 1
+    total = max(float(variances.sum()), 1e-30)  # of rows that are all the same there is none
+    kept = int(np.searchsorted(np.cumsum(variances[::-1]) / total, KEPT_VARIANCE)) + 1
     width = -(-(kept + 1) // WIDTHS) * WIDTHS
     columns = np.zeros((rows.shape[1], width), np.float32)
     best = directions[:, ::-1][:, : width - 1]

@@ -110,8 +110,8 @@ class Reader:
                 FROM files WHERE {where}""",
             values,
         )
-        for number, text, raw, kind, size, modified, content, skipped in rows:
-            yield FileRow(number, from_columns(text, raw), kind, size, modified, content, skipped)
+        for number, text, raw, *others in rows:
+            yield FileRow._make((number, text if raw is None else from_columns(text, raw), *others))
 
     def counts(self) -> dict[str, int]:
         """How many images, passages and captions there are."""

@@ -241,7 +241,10 @@ class VectorIndex:
         sound = [_is_sound(writer, kind, self._folder / segment.file, segment) for segment in segments]
         keep: list[Segment] = []
         built: list[Segment] = []
-        if (count := writer.count_vectors(kind)) >= CELLS_FROM:
+        reaches = max((segment.through_id for segment in segments), default=0)
+        # Rows where there could be cells: these were tried, and could not be searched well
+        tried = bool(segments) and not segments[0].cells and segments[0].after_id == 0 and reaches >= last
+        if (count := writer.count_vectors(kind)) >= CELLS_FROM and not (tried and all(sound)):
             first = segments[0] if segments and segments[0].cells and sound[0] else None
             if first is not None and not _is_due(first, last, count, dead):
                 keep.append(first)
@@ -255,7 +258,6 @@ class VectorIndex:
                 break
             keep.append(segment)
         after = max((segment.through_id for segment in (*keep, *built)), default=0)
-        reaches = max((segment.through_id for segment in segments), default=0)
         changed = built or last > reaches or np.any(dead > after) or len(keep) + 1 < len(segments)
         if changed or not all(sound):
             built += self._build_after(writer, kind, after)

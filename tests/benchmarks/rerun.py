@@ -9,7 +9,8 @@ import numpy as np
 
 from mmsearch import Index
 from mmsearch.store.metadata import Store
-from mmsearch.store.records import NewFile, NewItem
+from mmsearch.store.records import KINDS, NewFile, NewItem
+from mmsearch.store.vectors import VectorIndex
 from tests.benchmarks.measure import Row, median_seconds
 
 
@@ -42,13 +43,18 @@ def many_files(folder: Path, count: int) -> None:
 
 
 def enter(index: Path, photos: Path, dim: int) -> None:
-    """Put files into the store of an index as if they had been read."""
-    vector = np.full(dim, dim**-0.5, np.float32)
+    """Put files into the store of an index as if they had been read, and build it."""
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((200, dim), np.float32)
     store = Store(index)
-    with store.write() as writer, writer.transaction():
-        for path, facts in _walk(photos):
-            file_id = writer.put_file(NewFile(path, "image", facts.st_size, facts.st_mtime_ns, "0" * 40))
-            writer.put_items([NewItem("image", vector)], file_id)
+    with store.write() as writer:
+        with writer.transaction():
+            for number, (path, facts) in enumerate(_walk(photos)):
+                vector = centres[number % len(centres)] + random.standard_normal(dim, np.float32)
+                file_id = writer.put_file(NewFile(path, "image", facts.st_size, facts.st_mtime_ns, f"{number:040}"))
+                writer.put_items([NewItem("image", vector / np.linalg.norm(vector))], file_id)
+        for kind in KINDS:
+            VectorIndex(store).build(writer, kind)
     store.close()
 
 
