@@ -12,7 +12,7 @@ import pytest
 
 from mmsearch.search import Filters
 from mmsearch.store import schema, vectors
-from mmsearch.store.cells import RECALL, Settings
+from mmsearch.store.cells import RECALL, Cells, Settings
 from mmsearch.store.metadata import Store
 from mmsearch.store.records import Condition, FloatArray, IntArray, NewFile, NewItem
 from mmsearch.store.vectors import VectorIndex, cosines
@@ -182,6 +182,27 @@ def test_damaged_cells_are_passed_over_and_built_again(store: Store, workload: W
     assert len(set(found(store, query, 10)[0].tolist()) & set(nearest)) >= 9
     build(store, workload)
     assert len(found(store, query, 10)[0]) == 10 and files(store) != [path]
+
+
+@pytest.mark.filterwarnings("error")
+def test_cells_that_could_not_be_searched_well_are_tried_again_only_where_there_is_more(
+    tmp_path: Path, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "CELLS_FROM", 900)
+    monkeypatch.setattr(vectors, "choose", lambda *_: None)
+    tried: list[int] = []
+    train = Cells.train
+    monkeypatch.setattr(Cells, "train", lambda rows, count: (tried.append(count), train(rows, count))[1])
+    with contextlib.closing(Store.create(tmp_path / "same", {"model": "test"})) as same:
+        rows = np.full((1_000, DIM), DIM**-0.5, np.float32)  # all the same: no direction has any variance
+        put(same, rows)
+        build(same, workload)
+        build(same, workload)
+        assert tried == [1_000]
+        assert len(found(same, rows[0], 5)[0]) == 5
+        put(same, rows[:50])
+        build(same, workload)
+        assert tried == [1_000, 1_050]
 
 
 def test_where_cells_cannot_find_enough_all_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
