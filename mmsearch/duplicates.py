@@ -13,14 +13,16 @@ are near enough to one another are read.
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from mmsearch.decoding import DecodePool, Skip
-from mmsearch.encoders.preprocess import PixelSpec
-from mmsearch.ingest import Progress
 from mmsearch.store.records import FloatArray, IntArray, PictureRow
+
+if TYPE_CHECKING:
+    from mmsearch.ingest import Progress
 
 THRESHOLD = 0.9  # of likeness; different pages of one layout reach 0.75, copies with a tenth cut off 0.93
 NEAR = 0.8  # the least cosine between pictures that are compared; at 0.85, one grey version in ten is missed
@@ -66,7 +68,7 @@ def find(
     pictures: Sequence[PictureRow],
     vectors: Mapping[int, FloatArray],
     threshold: float,
-    progress: Callable[[Progress], None],
+    progress: "Callable[[Progress], None]",
 ) -> list[Group]:
     """The groups among some pictures with their vectors (dim,) by item; see Index.duplicates."""
     contents: dict[str, list[PictureRow]] = defaultdict(list)
@@ -101,7 +103,7 @@ def _versions(
     rows: Sequence[PictureRow],
     vectors: Mapping[int, FloatArray],
     threshold: float,
-    progress: Callable[[Progress], None],
+    progress: "Callable[[Progress], None]",
 ) -> dict[int, dict[int, float] | None]:
     """item -> the places of its versions with their likeness to it; None for an item that is another's version.
 
@@ -202,8 +204,12 @@ def near_pairs(vectors: FloatArray, near: float = NEAR) -> IntArray:
     return unique
 
 
-def _greys(paths: Sequence[str | None], progress: Callable[[Progress], None]) -> list[npt.NDArray[np.uint8] | None]:
+def _greys(paths: Sequence[str | None], progress: "Callable[[Progress], None]") -> list[npt.NDArray[np.uint8] | None]:
     """(SIDE, SIDE) uint8 of each file; None where it has none, or cannot be read any more."""
+    from mmsearch.decoding import DecodePool, Skip  # here, with what they import: a search has no use for them
+    from mmsearch.encoders.preprocess import PixelSpec
+    from mmsearch.ingest import Progress
+
     read: dict[str, npt.NDArray[np.uint8]] = {}
     files = [path for path in paths if path is not None]
     done = skipped = 0
@@ -229,10 +235,10 @@ def likenesses(one: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> Flo
 
     0 where they are not even roughly alike, and for what is one flat tone.
     """
-    mine = _normal(_cuts(one[None], _COARSE, len(_CUTS)))[0]
+    mine = _normal(_cuts(one[None], _coarse(), len(_CUTS)))[0]
     found = np.zeros(len(others), np.float32)
     for start in range(0, len(others), COMPARED_AT_ONCE):
-        theirs = _normal(_cuts(others[start : start + COMPARED_AT_ONCE], _COARSE, len(_CUTS)))
+        theirs = _normal(_cuts(others[start : start + COMPARED_AT_ONCE], _coarse(), len(_CUTS)))
         in_mine, in_theirs = theirs[:, 0] @ mine.T, theirs @ mine[0]  # (n, cuts)
         for place in np.flatnonzero(np.maximum(in_mine.max(axis=1), in_theirs.max(axis=1)) >= ROUGHLY).tolist():
             other = others[start + place]
@@ -283,7 +289,7 @@ def _normal(cuts: FloatArray) -> FloatArray:
 def _details(cuts: FloatArray) -> FloatArray:
     """Cuts (…, FINE * FINE) without what is left of them when blurred, normal."""
     square = cuts.reshape(*cuts.shape[:-1], FINE, FINE)
-    return _normal((square - _BLURRED @ square @ _BLURRED.T).reshape(cuts.shape).astype(np.float32))
+    return _normal((square - _blurring() @ square @ _blurring().T).reshape(cuts.shape).astype(np.float32))
 
 
 def _sampling(cuts: Sequence[tuple[float, float]], side: int) -> FloatArray:
@@ -296,6 +302,12 @@ def _sampling(cuts: Sequence[tuple[float, float]], side: int) -> FloatArray:
     return shares
 
 
+@cache
+def _coarse() -> FloatArray:
+    return _sampling(_CUTS, COARSE)
+
+
+@cache
 def _blurring() -> FloatArray:
     """(FINE, FINE): each row the mean over BLUR pixels around one, those at the end counted on beyond it."""
     blurring = np.zeros((FINE, FINE), np.float32)
@@ -306,5 +318,3 @@ def _blurring() -> FloatArray:
 
 
 _CUTS = [(start, length) for length in LENGTHS for start in sorted({0.0, (1 - length) / 2, 1 - length})]
-_COARSE = _sampling(_CUTS, COARSE)
-_BLURRED = _blurring()

@@ -22,7 +22,6 @@ import numpy as np
 from PIL import Image
 
 from mmsearch import duplicates, garbage, media, search
-from mmsearch import map as maps
 from mmsearch.batching import TextBatcher
 from mmsearch.duplicates import Group
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, decoded_for, embed_pixels, embed_texts, encodable
@@ -31,11 +30,8 @@ from mmsearch.encoders.bundle import INT8, Device, Precision
 from mmsearch.encoders.heads import TrainedHeads
 from mmsearch.errors import ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.everyday import everyday_queries
-from mmsearch.ingest import Progress, ingest, picture_item
 from mmsearch.items import Item, item
 from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, described
-from mmsearch.map import Map
-from mmsearch.planning import IngestOptions, Report
 from mmsearch.query import Asked, Picture, Query, picture
 from mmsearch.reranking import RERANKED, reranked
 from mmsearch.search import Filters, Hit
@@ -48,8 +44,11 @@ from mmsearch.store.vectors import VectorIndex
 from mmsearch.store.writer import Writer
 from mmsearch.turns import Turns
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # and imported where they are used: a search needs none of them
+    from mmsearch.ingest import Progress
+    from mmsearch.map import Map
     from mmsearch.measuring import Accuracy, Evaluation
+    from mmsearch.planning import IngestOptions, Report
     from mmsearch.preparing import Prepared, PrepareOptions
     from mmsearch.sources.pairs import PairColumns
     from mmsearch.train.encoder import Moment
@@ -157,15 +156,17 @@ class Index:
     def add(
         self,
         *sources: str | os.PathLike[str],
-        options: IngestOptions | None = None,
-        progress: Callable[[Progress], None] = lambda progress: None,
-    ) -> Report:
+        options: "IngestOptions | None" = None,
+        progress: "Callable[[Progress], None]" = lambda progress: None,
+    ) -> "Report":
         """Put folders, pictures and text files in, or bring what is in up to date: new, changed, moved and gone files.
 
         Without sources, everything that was ever put in is looked at again. Broken files are skipped and reported.
         Raises SourceError for a source that is not there, MissingRootError where a known one is gone or empty (nothing
         is taken out then), IndexLockedError while another process writes.
         """
+        from mmsearch.planning import IngestOptions
+
         options = options or IngestOptions()
         options = replace(options, captions=tuple(_absolute(table) for table in options.captions))
         roots = list(dict.fromkeys(_absolute(source) for source in sources))
@@ -182,8 +183,10 @@ class Index:
         return self._ingest(self._made(), roots, options, progress)
 
     def _ingest(
-        self, store: Store, roots: Sequence[str], options: IngestOptions, progress: Callable[[Progress], None]
-    ) -> Report:
+        self, store: Store, roots: Sequence[str], options: "IngestOptions", progress: "Callable[[Progress], None]"
+    ) -> "Report":
+        from mmsearch.ingest import ingest
+
         with self._writing(store, options.wait_s) as writer:
             return ingest(writer, VectorIndex(store), self._loaded, roots, options, progress)
 
@@ -201,6 +204,8 @@ class Index:
         An id that is there already has its picture, facts and caption replaced. ids, facts and captions are as long as
         images. Raises MediaError for a picture that cannot be decoded, before anything is written.
         """
+        from mmsearch.ingest import picture_item
+
         embedded: list[Embedded] = []
         read: list[media.ImageFacts] = []
         waiting = iter(images)
@@ -397,7 +402,7 @@ class Index:
         *,
         threshold: float = duplicates.THRESHOLD,
         under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
-        progress: Callable[[Progress], None] = lambda progress: None,
+        progress: "Callable[[Progress], None]" = lambda progress: None,
     ) -> list[Group]:
         """Pictures that are one picture: copies to the byte, and the same resized, recompressed, recoloured or cut.
 
@@ -429,17 +434,21 @@ class Index:
                 skipped=tuple(reader.skipped()),
             )
 
-    def map(self, *, progress: Callable[[float], None] = lambda share: None) -> Map:
+    def map(self, *, progress: Callable[[float], None] = lambda share: None) -> "Map":
         """Every picture and passage as a point of a plane, near to what it is like; see mmsearch.map.
 
         Made at the first call, kept in the index's folder, and brought up to date as the index changes. progress: takes
         the share that is done; what it raises ends the work.
         """
+        from mmsearch import map as maps
+
         with self._there().read() as reader:
             return maps.bring_up_to_date(reader, progress)
 
-    def kept_map(self) -> Map | None:
+    def kept_map(self) -> "Map | None":
         """The map as it was last made, at once; None where there is none yet."""
+        from mmsearch import map as maps
+
         with self._there().read() as reader:
             return maps.kept(reader)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmsearch.decoding import DecodePool, Skip
 from mmsearch.encoders.base import Encoder
 from mmsearch.encoders.joint import fused_of
 from mmsearch.errors import UsageError
@@ -44,6 +43,8 @@ def reranked(encoder: Encoder, words: str, hits: Sequence[Hit]) -> list[Hit]:
         )
     if not words.strip():
         raise UsageError("Reranking reads pictures together with words; this query has none.")
+    from mmsearch.decoding import DecodePool, Skip  # here: a search without has no use for them
+
     paths = [hit.path for hit in hits[:RERANKED] if hit.kind == "image" and hit.path is not None]
     with DecodePool(fused.pixels) as pool:
         pixels = {path: decoded.pixels for path, decoded in pool.decode(paths) if not isinstance(decoded, Skip)}

@@ -6,39 +6,47 @@ Ctrl-C 130. Whatever a command can do, the library can. The commands stand in fi
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from mmsearch import __version__
-from mmsearch.cli.duplicates import duplicates_command
-from mmsearch.cli.encoders import train_encoder_command
-from mmsearch.cli.indexing import index_command, models_command, remove_command, status_command
-from mmsearch.cli.judging import classify_command, describe_command, match_command
-from mmsearch.cli.measuring import evaluate_command
 from mmsearch.cli.printing import fail
-from mmsearch.cli.searching import lookup_command, search_command
-from mmsearch.cli.serving import serve_command
-from mmsearch.cli.training import feedback_group, heads_group, pairs_group, train_group
 from mmsearch.errors import Error, UsageError
 
-COMMANDS = (
-    index_command,
-    search_command,
-    lookup_command,
-    match_command,
-    classify_command,
-    describe_command,
-    duplicates_command,
-    status_command,
-    remove_command,
-    serve_command,
-    models_command,
-    pairs_group,
-    train_group,
-    heads_group,
-    feedback_group,
-    evaluate_command,
-)
+# Where each command is; its file is imported when the command is asked for, or named in the help
+COMMANDS = {
+    "index": "indexing:index_command",
+    "search": "searching:search_command",
+    "lookup": "searching:lookup_command",
+    "match": "judging:match_command",
+    "classify": "judging:classify_command",
+    "describe": "judging:describe_command",
+    "duplicates": "duplicates:duplicates_command",
+    "status": "indexing:status_command",
+    "remove": "indexing:remove_command",
+    "serve": "serving:serve_command",
+    "models": "indexing:models_command",
+    "pairs": "training:pairs_group",
+    "train": "encoders:train_group",
+    "heads": "training:heads_group",
+    "feedback": "training:feedback_group",
+    "evaluate": "measuring:evaluate_command",
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported one by one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        file, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"mmsearch.cli.{file}"), name)
+        return command
 
 
 def main() -> None:
@@ -67,7 +75,7 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mmsearch")
 def cli() -> None:
     """Search pictures and texts by meaning, on your own machine.
@@ -79,8 +87,3 @@ def cli() -> None:
       mmsearch search ./dog.jpg
       mmsearch lookup ./dog.jpg
     """
-
-
-train_group.add_command(train_encoder_command)
-for command in COMMANDS:
-    cli.add_command(command)

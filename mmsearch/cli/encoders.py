@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmsearch.cli.printing import note
-from mmsearch.cli.training import columns_of, columns_options, settings_of
+from mmsearch.cli.training import columns_of, columns_options, settings_of, train_group
 from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FLAGS = ("image_tower", "text_tower", "fusion", "objective", "steps", "batch")
 
 
-@click.command(name="encoder")
+@train_group.command(name="encoder")
 @click.argument("pairs", metavar="PAIRS...", nargs=-1, type=click.Path())
 @click.option("-o", "--output", metavar="FOLDER", type=click.Path(), help="Where the model goes.")
 @click.option("--image-tower", metavar="NAME", help="resnet18, vit_small_patch16_224, …: timm's; open_clip:NAME.")

@@ -20,8 +20,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -226,6 +224,9 @@ def hub_answers(seconds: float = HUB_SECONDS) -> bool:
     """Whether the Hugging Face hub may be asked ($HF_HUB_OFFLINE) and answers anything within so many seconds."""
     if any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in _OFFLINE):
         return False
+    import urllib.error  # here: a search has no use for them
+    import urllib.request
+
     request = urllib.request.Request(os.environ.get("HF_ENDPOINT") or "https://huggingface.co", method="HEAD")
     answered = threading.Event()
 
