@@ -5,12 +5,13 @@ uses it unasked: the bundle keeps these figures, `match` takes the better of the
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from mmsearch.encoders.base import FloatArray, PixelArray
 from mmsearch.encoders.calibration import Calibration
@@ -39,6 +40,32 @@ class HeldOut:
     pixels: PixelArray
     shown: "npt.NDArray[np.int64]"
     said: Sequence[str]
+
+
+def read_held_out(
+    pixels: PixelArray,
+    pairs: Sequence[tuple[int, str]],
+    images: Callable[[Tensor], Tensor],
+    texts: Callable[[Sequence[str]], Tensor],
+) -> HeldOut:
+    """Pairs of a row of pixels and a text, with their vectors.
+
+    images: (n, h, w, 3) uint8 -> (n, dim) of length 1; texts: the same of n texts. Both are called without gradients.
+    """
+    shown = list(dict.fromkeys(picture for picture, _ in pairs))
+    said = list(dict.fromkeys(text for _, text in pairs))
+    rows = {picture: place for place, picture in enumerate(shown)}
+    columns = {text: place for place, text in enumerate(said)}
+    right = np.zeros((len(shown), len(said)), bool)
+    for picture, text in pairs:
+        right[rows[picture], columns[text]] = True
+    with torch.inference_mode():
+        seen = [
+            images(torch.from_numpy(pixels[shown[start : start + AT_ONCE]])).cpu().numpy()
+            for start in range(0, len(shown), AT_ONCE)
+        ]
+        asked = [texts(said[start : start + AT_ONCE]).cpu().numpy() for start in range(0, len(said), AT_ONCE)]
+    return HeldOut(np.concatenate(seen), np.concatenate(asked), right, pixels, np.array(shown), said)
 
 
 class Compared:

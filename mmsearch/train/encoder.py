@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmsearch.encoders.joint import Worth, fused_of
@@ -31,7 +31,7 @@ from mmsearch.sources.tables import BadRow
 from mmsearch.train import checkpoints
 from mmsearch.train.bundling import make_bundle
 from mmsearch.train.checkpoints import Checkpoint
-from mmsearch.train.comparing import HeldOut
+from mmsearch.train.comparing import HeldOut, read_held_out
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.examples import Batches, Example, Examples, gather
 from mmsearch.train.model import Model, Shown
@@ -40,7 +40,6 @@ from mmsearch.train.words import Words, words_for
 
 SUFFIX = ".training"  # of the folder beside the bundle that holds checkpoints, the log and the curves
 TOLD_EVERY_S = 10.0
-AT_ONCE = 64  # pictures, when the held-out ones are measured
 
 
 @dataclass(frozen=True)
@@ -267,24 +266,16 @@ class _Run:
 
     def _read(self, examples: Sequence[Example]) -> HeldOut:
         """The vectors of the examples' pictures and texts, as the model is now."""
-        pictures = list(dict.fromkeys(example.picture for example in examples))
-        texts = list(dict.fromkeys(example.text for example in examples))
-        places = {picture: place for place, picture in enumerate(pictures)}
-        columns = {text: place for place, text in enumerate(texts)}
-        right = np.zeros((len(pictures), len(texts)), bool)
-        for example in examples:
-            right[places[example.picture], columns[example.text]] = True
         self.model.eval()
-        shown, said = [], []
-        with torch.inference_mode():
-            for start in range(0, len(pictures), AT_ONCE):
-                pixels = torch.from_numpy(self.examples.pixels[pictures[start : start + AT_ONCE]])
-                shown.append(self.model.image_vectors(self.model.image(pixels.to(self.device))).cpu().numpy())
-            for start in range(0, len(texts), AT_ONCE):
-                ids = torch.from_numpy(self.words.rows(texts[start : start + AT_ONCE]))
-                said.append(self.model.text_vectors(self.model.text(ids.to(self.device))).cpu().numpy())
-        images, rows = np.concatenate(shown), np.concatenate(said)
-        return HeldOut(images, rows, right, self.examples.pixels, np.array(pictures), texts)
+
+        def images(pixels: Tensor) -> Tensor:
+            return self.model.image_vectors(self.model.image(pixels.to(self.device)))
+
+        def said(texts: Sequence[str]) -> Tensor:
+            ids = torch.from_numpy(self.words.rows(texts))
+            return self.model.text_vectors(self.model.text(ids.to(self.device)))
+
+        return read_held_out(self.examples.pixels, [(one.picture, one.text) for one in examples], images, said)
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[Callable[[str, float, int], None]]:

@@ -23,7 +23,7 @@ from mmsearch.encoders.openclip import parse_name
 from mmsearch.errors import ModelError, TrainingError, UsageError
 from mmsearch.sources.pairs import GUESSED, PairColumns, read_pairs
 from mmsearch.sources.tables import BadRow
-from mmsearch.train.comparing import HeldOut
+from mmsearch.train.comparing import HeldOut, read_held_out
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.encoder import SUFFIX, Moment, Say, Tell, recall_of
 from mmsearch.train.examples import Batches, Example, Examples, gather
@@ -32,7 +32,6 @@ from mmsearch.train.model import Shown, alike_in
 from mmsearch.train.optimizers import optimizer, schedule
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of what was learned
-AT_ONCE = 64  # pictures, when the held-out ones are measured
 # Where towers keep their blocks: open_clip's transformers, timm's, Hugging Face's
 BLOCKS = ("transformer.resblocks", "trunk.blocks", "trunk.stages", "transformer.encoder.layer", "transformer.layer")
 # and what follows them
@@ -226,23 +225,10 @@ class _Run:
 
     def read(self, examples: Examples, some: Sequence[Example]) -> HeldOut:
         """The vectors of some examples, as the model is now."""
-        pictures = list(dict.fromkeys(example.picture for example in some))
-        texts = list(dict.fromkeys(example.text for example in some))
-        rows = {picture: place for place, picture in enumerate(pictures)}
-        columns = {text: place for place, text in enumerate(texts)}
-        right = np.zeros((len(pictures), len(texts)), bool)
-        for example in some:
-            right[rows[example.picture], columns[example.text]] = True
-        with torch.inference_mode():
-            shown = [
-                self.images(torch.from_numpy(examples.pixels[pictures[start : start + AT_ONCE]])).cpu().numpy()
-                for start in range(0, len(pictures), AT_ONCE)
-            ]
-            said = [
-                self.texts(torch.from_numpy(self.rows(texts[start : start + AT_ONCE]))).cpu().numpy()
-                for start in range(0, len(texts), AT_ONCE)
-            ]
-        return HeldOut(np.concatenate(shown), np.concatenate(said), right, examples.pixels, np.array(pictures), texts)
+        pairs = [(one.picture, one.text) for one in some]
+        return read_held_out(
+            examples.pixels, pairs, self.images, lambda texts: self.texts(torch.from_numpy(self.rows(texts)))
+        )
 
 
 def _learn(
