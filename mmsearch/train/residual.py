@@ -62,7 +62,7 @@ class HeadSettings:
     temperature: float = 0.05
     pull: float = 10.0
     held_out: float = 0.2
-    general: float = 0.95
+    general: float = 0.97
     seed: int = 0
 
     def __post_init__(self) -> None:
