@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mmsearch.cli.printing import note
-from mmsearch.cli.training import columns_of, columns_options, settings_of, train_group
+from mmsearch.cli.training import columns_of, columns_options, note_skipped, settings_of, train_group
 from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,10 +71,7 @@ def train_encoder_command(
     report = train_encoder(pairs, output, design, columns=columns, resume=resume, tell=told, say=note)
     if report is None:  # another process tells
         return
-    for row in report.skipped[:10]:
-        note(f"  skipped {row.table}{f', row {row.row}' if row.row else ''}: {row.reason}")
-    if len(report.skipped) > 10:
-        note(f"  and {len(report.skipped) - 10} more")
+    note_skipped(report.skipped)
     if as_json:
         click.echo(json.dumps(report.facts(), indent=2))
         return

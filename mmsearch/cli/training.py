@@ -3,7 +3,7 @@
 import json
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from mmsearch.present import printable, table
 
 if TYPE_CHECKING:
     from mmsearch.preparing import Prepared
+    from mmsearch.sources.tables import BadRow
     from mmsearch.train.residual import Epoch
     from mmsearch.training import HeadsReport
 
@@ -104,8 +105,7 @@ def train_heads_command(
         _unfreeze(pairs, index_name, unfreeze, output, settings_of(config, set_), columns, lists, as_json)
         return
     if lists:
-        for key, value in vars(HeadSettings()).items():
-            click.echo(f"{key} = {json.dumps(value)}")
+        _list_settings(HeadSettings())
         return
     settings = HeadSettings.of(settings_of(config, set_))
     with Index(index_folder(index_name), notify=note) as index:
@@ -118,11 +118,21 @@ def train_heads_command(
             wait_s=None if wait else 0.0,
             tell=_told,
         )
-    for row in report.skipped[:10]:
-        note(f"  skipped {row.table}{f', row {row.row}' if row.row else ''}: {row.reason}")
-    if len(report.skipped) > 10:
-        note(f"  and {len(report.skipped) - 10} more")
+    note_skipped(report.skipped)
     click.echo(report.to_json() if as_json else _report(report))
+
+
+def _list_settings(defaults: object) -> None:
+    for key, value in vars(defaults).items():
+        click.echo(f"{key} = {json.dumps(value)}")
+
+
+def note_skipped(rows: "Sequence[BadRow]") -> None:
+    """Say which pairs could not be used, the first ten with their reasons."""
+    for row in rows[:10]:
+        note(f"  skipped {row.table}{f', row {row.row}' if row.row else ''}: {row.reason}")
+    if len(rows) > 10:
+        note(f"  and {len(rows) - 10} more")
 
 
 def _unfreeze(
@@ -139,16 +149,14 @@ def _unfreeze(
     from mmsearch.train.unfreeze import UnfreezeSettings
 
     if lists:
-        for key, value in vars(UnfreezeSettings()).items():
-            click.echo(f"{key} = {json.dumps(value)}")
+        _list_settings(UnfreezeSettings())
         return
     if not pairs:
         raise UsageError("Name the pairs to learn from: --unfreeze reads their pictures again.")
     with Index(index_folder(index_name), notify=note) as index:
         settings = UnfreezeSettings.of(given)
         report = index.unfreeze(*pairs, into=output, blocks=blocks, settings=settings, columns=columns, tell=told)
-    for row in report.skipped[:10]:
-        note(f"  skipped {row.table}{f', row {row.row}' if row.row else ''}: {row.reason}")
+    note_skipped(report.skipped)
     if as_json:
         click.echo(json.dumps(report.facts(), indent=2))
         return

@@ -1,6 +1,6 @@
 """From an open_clip model in torch to the files of a bundle. Run by `openclip.make_bundle`, in a process of its own.
 
-The one module of the package that imports open_clip. A tower is a small torch module around the model's own code: the
+The one module outside `train/` that imports open_clip. A tower is a small torch module around the model's own code: the
 image tower begins with plain pixels and their normalisation, both end where the projection head begins if that is a
 linear layer, and at the vector if it is not. What was converted is compared with torch before it is kept.
 """

@@ -5,8 +5,9 @@
     local-dir:FOLDER      a folder with open_clip_config.json and weights
     ARCHITECTURE@FILE     a checkpoint, .safetensors or .pt; a file that holds more than weights is refused, not run
 
-The conversion (`mmsearch.encoders.export`, the only module that imports open_clip) runs in a process of its own: its
-memory is given back whole when it ends, and what torch and open_clip have to say stays off the user's terminal.
+The conversion (`mmsearch.encoders.export`, the only module outside `train/` that imports open_clip) runs in a process
+of its own: its memory is given back whole when it ends, and what torch and open_clip have to say stays off the user's
+terminal.
 Nothing heavy is imported here, since every search by such a model comes through here.
 """
 

@@ -175,11 +175,11 @@ class Batches:
         self.size = min(design.batch, len(self._groups)) // world * world
         if self.size < 2 * world:
             raise TrainingError(f"{len(self._groups)} groups are too few for {world} processes.")
+        self.per_epoch = len(self._groups) // self.size
 
     def batch(self, number: int) -> Shown:
         """The batch of a 0-based number, with its pictures changed as it is theirs to be."""
-        per_epoch = len(self._groups) // self.size
-        epoch, place = divmod(number, per_epoch)
+        epoch, place = divmod(number, self.per_epoch)
         order = np.random.default_rng([self._design.seed, 0, epoch]).permutation(len(self._groups))
         chosen = order[place * self.size : (place + 1) * self.size]
         random = np.random.default_rng([self._design.seed, 1, number])

@@ -8,7 +8,7 @@ nothing drops out, so that a block reads in training what it reads in a search.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmsearch.encoders.openclip import parse_name
+from mmsearch.encoders.openclip import Source, parse_name
 from mmsearch.errors import ModelError, TrainingError, UsageError
 from mmsearch.sources.pairs import GUESSED, PairColumns, read_pairs
 from mmsearch.sources.tables import BadRow
@@ -152,7 +152,7 @@ def unfreeze(
     old = {name: tensor.detach().clone() for name, tensor in learning.items()}
     started = time.monotonic()
     steps = _learn(run, learning, examples, chooses, design, settings, tell, say)
-    share = _mixed(run, learning, old, lambda: recall_of(run.read(examples, chooses)))
+    share = _mixed(learning, old, lambda: recall_of(run.read(examples, chooses)))
     after = recall_of(run.read(examples, reports))
     report = UnfreezeReport(
         target if share else None, source.name, blocks, sum(tensor.numel() for tensor in learning.values()),
@@ -243,8 +243,7 @@ def _learn(
 ) -> int:
     """Takes all steps. Returns how many they were."""
     batches = Batches(examples, run, design)
-    per_epoch = max(1, len({example.group for example in examples.learned}) // batches.size)
-    steps = per_epoch * settings.epochs
+    steps = batches.per_epoch * settings.epochs
     moved = optimizer("adamw", learning.values(), settings.learning_rate, settings.weight_decay)
     rates = schedule("cosine", moved, steps, int(settings.warmup * steps))
     began = time.monotonic()
@@ -263,7 +262,7 @@ def _learn(
         moved.step()
         rates.step()
         elapsed = time.monotonic() - began
-        ends_epoch = (step + 1) % per_epoch == 0
+        ends_epoch = (step + 1) % batches.per_epoch == 0
         recall = recall_of(run.read(examples, chooses)) if ends_epoch else None
         if ends_epoch or step == 0:
             rate = (step + 1) * batches.size / elapsed
@@ -271,7 +270,7 @@ def _learn(
     return steps
 
 
-def _mixed(run: _Run, learning: Mapping[str, nn.Parameter], old: Mapping[str, Tensor], recall: Any) -> float:
+def _mixed(learning: Mapping[str, nn.Parameter], old: Mapping[str, Tensor], recall: Callable[[], float]) -> float:
     """Leaves the model with the share of what was learned that the choosing half likes best; returns it."""
     new = {name: parameter.detach().clone() for name, parameter in learning.items()}
     found: dict[float, float] = {}
@@ -305,7 +304,7 @@ def _halves(held_out: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     return chooses, reports
 
 
-def _open_clip_source(name: str) -> Any:
+def _open_clip_source(name: str) -> Source:
     try:
         return parse_name(name)
     except ModelError as error:
