@@ -28,11 +28,11 @@ from mmsearch.decoding import Skip
 from mmsearch.duplicates import THRESHOLD, Copy, Group
 from mmsearch.encoders.base import FloatArray
 from mmsearch.errors import Error, QueryError, ServerError, UsageError
+from mmsearch.facts import Decoded
 from mmsearch.index import Status
 from mmsearch.ingest import Progress
 from mmsearch.items import Item
 from mmsearch.map import Map
-from mmsearch.media import Decoded
 from mmsearch.planning import Report
 from mmsearch.query import Asked, Picture, Query, Term, picture
 from mmsearch.search import Hit

@@ -37,7 +37,7 @@ from mmsearch import media
 from mmsearch.encoders.base import PixelArray
 from mmsearch.encoders.preprocess import LONGEST_WITHIN, PixelSpec
 from mmsearch.errors import MediaError
-from mmsearch.media import Decoded, ImageFacts
+from mmsearch.facts import Decoded, ImageFacts
 
 LARGE_BYTES = 150_000_000  # a picture that takes more to decode (12 megapixels of HEIC take 120 MB) is decoded alone
 LOOKAHEAD = 32  # pictures asked for and not yet handed on: two batches of 16, one being encoded and one being decoded

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray, PixelArray
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import MediaError, ModelError, QueryError
-from mmsearch.media import Decoded, read
+from mmsearch.facts import Decoded
 from mmsearch.query import picture
 
 PICTURES_AT_ONCE = 16
@@ -63,6 +62,8 @@ def decoded_for(encoder: Encoder, image: Any) -> Decoded:
     source = picture(image)
     if isinstance(source, Decoded):
         return source
+    from mmsearch.media import read  # here: a search by words has no use for it
+
     name = source if isinstance(source, str) else "The picture"
     try:
         return read(source, pixels_of(encoder))
@@ -77,6 +78,8 @@ def embed_pixels(encoder: Encoder, pixels: Sequence[PixelArray]) -> list[Embedde
     if isinstance(encoder, FeatureEncoder):
         features = encoder.image_features(np.stack(pixels))
         return [Embedded(*row) for row in zip(encoder.project_images(features), features, strict=True)]
+    from PIL import Image  # here: a search by words has no use for it
+
     pictures = [Image.fromarray(picture) for picture in pixels]
     return [Embedded(row, None) for row in _unit_rows(encoder, encoder.encode_images(pictures), len(pictures))]
 

@@ -19,9 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from mmsearch import duplicates, garbage, media, search
+from mmsearch import duplicates, garbage, search
 from mmsearch.batching import TextBatcher
 from mmsearch.duplicates import Group
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, decoded_for, embed_pixels, embed_texts, encodable
@@ -30,6 +29,7 @@ from mmsearch.encoders.bundle import INT8, Device, Precision
 from mmsearch.encoders.heads import TrainedHeads
 from mmsearch.errors import ModelError, ModelMismatchError, QueryError, SourceError, UsageError
 from mmsearch.everyday import everyday_queries
+from mmsearch.facts import Decoded, ImageFacts
 from mmsearch.items import Item, item
 from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, described
 from mmsearch.query import Asked, Picture, Query, picture
@@ -45,6 +45,8 @@ from mmsearch.store.writer import Writer
 from mmsearch.turns import Turns
 
 if TYPE_CHECKING:  # and imported where they are used: a search needs none of them
+    from PIL import Image
+
     from mmsearch.ingest import Progress
     from mmsearch.map import Map
     from mmsearch.measuring import Accuracy, Evaluation
@@ -192,7 +194,7 @@ class Index:
 
     def add_images(
         self,
-        images: Iterable[Image.Image | str | os.PathLike[str] | bytes],
+        images: "Iterable[Image.Image | str | os.PathLike[str] | bytes]",
         *,
         ids: Sequence[str] | None = None,
         facts: Sequence[Mapping[str, Any]] | None = None,
@@ -207,7 +209,7 @@ class Index:
         from mmsearch.ingest import picture_item
 
         embedded: list[Embedded] = []
-        read: list[media.ImageFacts] = []
+        read: list[ImageFacts] = []
         waiting = iter(images)
         while decoded := [self._decode(image) for image in islice(waiting, PICTURES_AT_ONCE)]:
             embedded += embed_pixels(self._loaded(), [one.pixels for one in decoded])
@@ -888,7 +890,7 @@ class Index:
             vectors = reader.vectors(numbers)
         return np.stack([vectors[number] for number in numbers])
 
-    def _decode(self, image: Any) -> media.Decoded:
+    def _decode(self, image: Any) -> Decoded:
         return decoded_for(self._loaded(), image)
 
 

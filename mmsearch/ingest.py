@@ -17,7 +17,8 @@ from mmsearch.embedding import PICTURES_AT_ONCE, TEXTS_AT_ONCE, Embedded, embed_
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import MediaError, SourceError
 from mmsearch.everyday import everyday_queries
-from mmsearch.media import Decoded, ImageFacts, content_hash
+from mmsearch.facts import Decoded, ImageFacts
+from mmsearch.media import content_hash
 from mmsearch.planning import Captions, IngestOptions, Plan, Report, asked_sources, make_plan
 from mmsearch.sources import SourceFile, passages, read_text
 from mmsearch.store.records import KINDS, FileKind, FileRow, Kind, NewFile, NewItem, Root

@@ -19,29 +19,23 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageChops, ImageCms, ImageFile
 
 from mmsearch.encoders.preprocess import PixelSpec, fit, resized_size
 from mmsearch.errors import MediaError
 from mmsearch.exif import ExifFacts, read_exif
+from mmsearch.facts import Decoded, ImageFacts
 
 if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsTransform
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image
 
-# fmt: off
-IMAGE_SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".dib",
-    ".heic", ".heics", ".heif", ".heifs", ".hif", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
-})
-# fmt: on
 MAX_PIXELS = 250_000_000  # a 200 megapixel telephone picture passes
 MAX_DECODE_BYTES = 800_000_000  # 200 megapixels of RGB; so that indexing stays below 1.5 GB in all
 MAX_STREAM_BYTES = 1_000_000_000  # of a source that cannot be read twice
@@ -89,32 +83,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What is known about a picture beside its pixels.
-
-    content_hash: hex BLAKE2b (20 bytes) of the whole file. width, height: pixels of the upright picture, before it was
-    made smaller. taken_at: ISO 8601 from EXIF, with the offset from UTC if the camera wrote one; never the file's time.
-    """
-
-    content_hash: str
-    width: int
-    height: int
-    format: str
-    taken_at: str | None = None
-    camera: str | None = None
-    latitude_deg: float | None = None
-    longitude_deg: float | None = None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """pixels: (height, width, 3) uint8 that own their memory, as `preprocess.fit` makes them for the spec."""
-
-    pixels: npt.NDArray[np.uint8]
-    facts: ImageFacts
 
 
 def read(source: Source, spec: PixelSpec, *, max_bytes: int = MAX_DECODE_BYTES) -> Decoded:

@@ -9,20 +9,23 @@ from a stranger are read with `Query.words`, which opens no file.
 import io
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
-from PIL import Image
 
 from mmsearch.errors import QueryError
-from mmsearch.media import IMAGE_SUFFIXES, Decoded
+from mmsearch.facts import IMAGE_SUFFIXES, Decoded
 from mmsearch.store.records import FloatArray
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 # A path, the bytes of a file, a picture in memory, or one that was decoded for the encoder elsewhere
-Picture: TypeAlias = str | bytes | Image.Image | Decoded
+Picture: TypeAlias = "str | bytes | Image.Image | Decoded"
 Asked: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | BinaryIO | Query"
 
 MAX_LENGTH = 10_000  # characters; what goes beyond no tower reads
@@ -40,7 +43,7 @@ class Term:
 
     weight: float
     words: str | None = None
-    picture: Picture | None = None
+    picture: "Picture | None" = None
     item: str | None = None
     vector: FloatArray | None = None  # (dim,)
 
@@ -157,7 +160,7 @@ def _unit(vector: FloatArray) -> FloatArray:
 
 def picture(asked: Any) -> Picture:
     """A path, bytes, an open file or a picture in memory, as the picture of a query."""
-    if isinstance(asked, bytes | Image.Image | Decoded):
+    if isinstance(asked, bytes | Decoded) or _is_image(asked):
         return asked
     if isinstance(asked, os.PathLike):
         path: str | bytes = os.fspath(asked)
@@ -165,6 +168,11 @@ def picture(asked: Any) -> Picture:
     if isinstance(asked, io.IOBase) or hasattr(asked, "read"):
         return bytes(asked.read())
     return str(asked)
+
+
+def _is_image(asked: Any) -> "TypeGuard[Image.Image]":
+    pillow = sys.modules.get("PIL.Image")  # imported by whoever made such a picture
+    return pillow is not None and isinstance(asked, pillow.Image)
 
 
 def _bounded(text: str) -> str:

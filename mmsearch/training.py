@@ -23,6 +23,7 @@ from mmsearch.encoders.heads import TrainedHeads
 from mmsearch.errors import MediaError, TrainingError
 from mmsearch.evaluate import Interval, Measured, best_ranks, difference, measured
 from mmsearch.everyday import QUERIES
+from mmsearch.facts import Decoded
 from mmsearch.sources.pairs import Pair
 from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
@@ -191,7 +192,7 @@ class _Gathering:
         """The content hash of pictures in memory that are known or could be encoded."""
         hashes = {image: hashlib.blake2b(image, digest_size=20).hexdigest() for image in images}
         self._look_up("image", list(hashes.values()))
-        new: list[tuple[str, media.Decoded]] = []
+        new: list[tuple[str, Decoded]] = []
         for image, content in hashes.items():
             if content not in self._known["image"]:
                 try:
@@ -217,7 +218,7 @@ class _Gathering:
         self._look_up("image", list(dict.fromkeys(contents.values())))
         new = {path: content for path, content in contents.items() if content not in self._known["image"]}
         if new:
-            decoded: list[tuple[str, media.Decoded]] = []
+            decoded: list[tuple[str, Decoded]] = []
             with DecodePool(pixels_of(self._encoder())) as pool:
                 for path, one in pool.decode(new):
                     if isinstance(one, Skip):
@@ -230,7 +231,7 @@ class _Gathering:
             self._encode(decoded)
         return contents
 
-    def _encode(self, decoded: Sequence[tuple[str, media.Decoded]]) -> None:
+    def _encode(self, decoded: Sequence[tuple[str, Decoded]]) -> None:
         if decoded:
             embedded = embed_pixels(self._encoder(), [one.pixels for _, one in decoded])
             self._take("image", [content for content, _ in decoded], embedded)

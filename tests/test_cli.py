@@ -232,7 +232,8 @@ def test_a_search_imports_nothing_heavy(indexed: Run, home: Path) -> None:
         "from mmsearch.cli import cli\n"
         "cli(standalone_mode=False)\n"
         "heavy = {'torch', 'open_clip', 'pandas', 'matplotlib', 'fastapi', 'pyarrow', 'sqlite_utils', 'rich',"
-        " 'transformers', 'huggingface_hub', 'onnx', 'faiss', 'numpy.ma', 'urllib.request', 'multiprocessing',"
+        " 'transformers', 'huggingface_hub', 'onnx', 'faiss', 'PIL', 'filelock', 'numpy.ma',"
+        " 'urllib.request', 'multiprocessing',"
         " 'mmsearch.client', 'mmsearch.ingest', 'mmsearch.decoding', 'mmsearch.map', 'mmsearch.cli.training'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )

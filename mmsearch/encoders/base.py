@@ -6,13 +6,15 @@ without reading a picture again.
 """
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from mmsearch.encoders.preprocess import PixelSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 PixelArray: TypeAlias = npt.NDArray[np.uint8]
@@ -30,7 +32,7 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """Length of a vector."""
 
-    def encode_images(self, images: Sequence[Image.Image]) -> FloatArray:
+    def encode_images(self, images: "Sequence[Image.Image]") -> FloatArray:
         """(n, dim) float32, rows of length 1."""
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:

@@ -39,16 +39,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from mmsearch.encoders.base import FloatArray, PixelArray
 from mmsearch.encoders.calibration import Calibration
 from mmsearch.encoders.heads import HEADS, project
 from mmsearch.encoders.preprocess import PixelSpec, fit
+from mmsearch.encoders.tokens import quickly_read, tokenizer_for, whole_tokenizer
 from mmsearch.errors import ModelError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
+    from PIL import Image
     from tokenizers import Tokenizer
 
 Clean: TypeAlias = Literal["none", "whitespace", "lower", "canonicalize"]
@@ -128,6 +129,7 @@ class Bundle:
         self._text_tower = TowerSession(folder, "text")
         self._lock = threading.RLock()
         self._tokenizer: Tokenizer | None = None
+        self._a_text_was_read = False
         self._heads: dict[Tower, dict[str, FloatArray]] = {}
 
     @classmethod
@@ -223,7 +225,7 @@ class Bundle:
         spec = self._manifest.text
         return len(self._tokens().encode(clean_text(text, spec.clean))) + (spec.last_id is not None)
 
-    def encode_images(self, images: Sequence[Image.Image]) -> FloatArray:
+    def encode_images(self, images: "Sequence[Image.Image]") -> FloatArray:
         """(n, dim) float32, rows of length 1. Pictures of any mode and size; EXIF orientation is heeded."""
         vectors = [np.empty((0, self.dim), dtype=np.float32)]
         for start in range(0, len(images), IMAGES_AT_ONCE):  # so that a long list never stands as pixels all at once
@@ -252,7 +254,7 @@ class Bundle:
         """-> (n, text features) float32, as they come out of the tower."""
         if not texts:
             return np.empty((0, self._text_tower.width()), dtype=np.float32)
-        rows = [self._token_row(text) for text in texts]
+        rows = [self._token_row(text, alone=len(texts) == 1) for text in texts]
         by_length = sorted(range(len(rows)), key=lambda place: len(rows[place]))  # little padding in a batch
         # In 8 bits one scale is chosen for all that is run together: alone, a text does not depend on its neighbours
         step = 1 if self.precision == "int8" else TEXTS_AT_ONCE
@@ -269,11 +271,13 @@ class Bundle:
         """(n, text features) -> (n, dim) float32, rows of length 1."""
         return project(self._manifest.text_head, features, self._head_tensors("text"))
 
-    def _token_row(self, text: str) -> list[int]:
-        spec, tokenizer = self._manifest.text, self._tokens()
+    def _token_row(self, text: str, *, alone: bool = False) -> list[int]:
+        spec = self._manifest.text
+        text = clean_text(text, spec.clean)
+        tokenizer = self._tokens_for(text) if alone else self._tokens()
         room = spec.max_tokens - (spec.last_id is not None)
         # One by one: `encode_batch` would start threads of its own, which do not survive a fork.
-        encoding = tokenizer.encode(clean_text(text, spec.clean), add_special_tokens=False)
+        encoding = tokenizer.encode(text, add_special_tokens=False)
         encoding.truncate(room - tokenizer.num_special_tokens_to_add(False))  # the closing token is added after the cut
         return [0 if token == spec.blank_id else token for token in tokenizer.post_process(encoding).ids]
 
@@ -294,8 +298,18 @@ class Bundle:
     def _tokens(self) -> "Tokenizer":
         with self._lock:
             if self._tokenizer is None:
-                self._tokenizer = _read_tokenizer(self.folder)
+                with _tokenizer_json(self.folder) as written:
+                    self._tokenizer = whole_tokenizer(written)
             return self._tokenizer
+
+    def _tokens_for(self, text: str) -> "Tokenizer":
+        """For the first text of a process, which may stay the only one, no more of the vocabulary than it needs."""
+        with self._lock:
+            if self._a_text_was_read:
+                return self._tokens()
+            self._a_text_was_read = True
+            with _tokenizer_json(self.folder) as written:
+                return tokenizer_for(text, written)
 
     def _head_tensors(self, tower: Tower) -> Mapping[str, FloatArray]:
         with self._lock:
@@ -388,8 +402,10 @@ def _mended(text: str) -> str:
     return ftfy.fix_text(text)
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: "Image.Image") -> "Image.Image":
     """RGB and upright from any mode; transparency over white, 16 bits to 8."""
+    from PIL import Image, ImageOps  # here: a search by words has no use for them
+
     image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((np.clip(np.asarray(image.convert("I")), 0, 65535) // 257).astype(np.uint8))
@@ -430,7 +446,7 @@ def write_bundle(
     target = Path(folder)
     with _becoming(target) as draft:
         towers(draft)
-        (draft / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        (draft / "tokenizer.json").write_text(quickly_read(tokenizer_json), encoding="utf-8")
         _write_heads(draft / "heads.safetensors", {"image": image_head, "text": text_head})
         says: dict[str, Any] = {
             "format": FORMAT,
@@ -621,18 +637,15 @@ def _read_head(folder: Path, tower: Tower) -> dict[str, FloatArray]:
         raise _damaged(folder, "heads.safetensors cannot be read") from error
 
 
-def _read_tokenizer(folder: Path) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
+@contextmanager
+def _tokenizer_json(folder: Path) -> Iterator[str]:
+    """The text of the file, to be understood in the block."""
     try:
-        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        yield (folder / "tokenizer.json").read_text(encoding="utf-8")
     except OSError as error:
         raise _damaged(folder, "tokenizer.json cannot be read") from error
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise _damaged(folder, "tokenizer.json cannot be understood") from error
-    tokenizer.no_truncation()  # a Bundle cuts and fills up itself
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _cores() -> int:

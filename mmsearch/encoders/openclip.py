@@ -118,9 +118,9 @@ def _move(made: Path, folder: Path) -> None:
 
 def _kept(folder: Path, make: MakeBundle, name: str, progress: Progress) -> Bundle:
     """The bundle in a folder of the cache; made first if it is not there, by one process at a time."""
-    from filelock import FileLock, Timeout
-
     if not folder.exists():
+        from filelock import FileLock, Timeout  # here: the bundle is there already most times
+
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(f"{folder}.lock")

@@ -6,11 +6,13 @@ Mean and standard deviation are not here: they are part of `image.onnx`, which t
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Resize = Literal["shortest", "longest", "squash", "within"]
 
@@ -36,10 +38,8 @@ class PixelSpec:
 LONGEST_WITHIN = 16  # `within` also bounds the longer side, at this many times the size: 1 x 100,000,000 is a legal PNG
 _MAX_RESIZED_PIXELS = 2**24  # 50 MB; 224 x 224 gets there with a strip of 1 : 334
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-
-def fit(image: Image.Image, spec: PixelSpec) -> npt.NDArray[np.uint8]:
+def fit(image: "Image.Image", spec: PixelSpec) -> npt.NDArray[np.uint8]:
     """An upright RGB picture -> (height, width, 3) uint8, to the pixel what open_clip's evaluation transform gives.
 
     Follows `open_clip.transform.image_transform_v2` and the torchvision functions that it calls, on PIL images; the
@@ -49,7 +49,7 @@ def fit(image: Image.Image, spec: PixelSpec) -> npt.NDArray[np.uint8]:
         raise ValueError(f"fit reads RGB pictures, not {image.mode}")
     width, height = resized_size(image.width, image.height, spec)
     if spec.resize in ("squash", "within"):
-        resized = image.resize((width, height), _FILTERS[spec.interpolation])
+        resized = image.resize((width, height), _filter(spec.interpolation))
         return np.array(resized)  # a copy: np.asarray would be a read-only view
     return _centre(image, (width, height), spec)
 
@@ -71,14 +71,20 @@ def resized_size(width: int, height: int, spec: PixelSpec) -> tuple[int, int]:
     return max(1, round(width / ratio)), max(1, round(height / ratio))  # open_clip fails where a side rounds to 0
 
 
-def _centre(image: Image.Image, size: tuple[int, int], spec: PixelSpec) -> npt.NDArray[np.uint8]:
+def _filter(interpolation: str) -> "Image.Resampling":
+    from PIL import Image  # here: a search by words has no use for it
+
+    return {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[interpolation]
+
+
+def _centre(image: "Image.Image", size: tuple[int, int], spec: PixelSpec) -> npt.NDArray[np.uint8]:
     """Resize to `size`, then cut or fill up to the spec's shape around the centre."""
     width, height = size
     kept_w, kept_h = min(width, spec.width), min(height, spec.height)
     left, top = round((width - kept_w) / 2.0), round((height - kept_h) / 2.0)
     # For `shortest` with unequal sides open_clip does not hand the interpolation on, and so always takes bicubic.
     forgotten = spec.resize == "shortest" and spec.width != spec.height
-    resample = Image.Resampling.BICUBIC if forgotten else _FILTERS[spec.interpolation]
+    resample = _filter("bicubic" if forgotten else spec.interpolation)
     if width * height <= _MAX_RESIZED_PIXELS:
         kept = image.resize(size, resample).crop((left, top, left + kept_w, top + kept_h))
     else:  # a strip of 1 x 100,000 would become 224 x 22,400,000: compute what is kept only; equal but for rounding

@@ -21,8 +21,8 @@ from mmsearch.answers import Answer
 from mmsearch.decoding import DecodePool, Skip
 from mmsearch.embedding import pixels_of
 from mmsearch.errors import Error, MediaError, QueryError, UsageError
+from mmsearch.facts import Decoded
 from mmsearch.index import Index
-from mmsearch.media import Decoded
 from mmsearch.query import Query, Term
 from mmsearch.search import Hit
 from mmsearch.serve.duplicates import Duplicates

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from mmsearch.errors import MissingRootError, SourceError, UsageError
-from mmsearch.media import IMAGE_SUFFIXES
+from mmsearch.facts import IMAGE_SUFFIXES
 
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".markdown"})
 SIDECAR_SUFFIXES = (".txt", ".caption")  # what img2dataset, kohya-ss and most other trainers write

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmsearch.errors import SourceError
-from mmsearch.media import IMAGE_SUFFIXES
+from mmsearch.facts import IMAGE_SUFFIXES
 from mmsearch.sources.folders import ScanOptions, Unread, reason, scan, suffix_of
 from mmsearch.sources.tables import PICTURE_BYTES_MAX, BadRow, read_rows
 from mmsearch.sources.texts import read_text

@@ -41,11 +41,15 @@ def run(arguments: Sequence[str | bytes], *, watch_memory: bool = False, cwd: Pa
 def run_command(
     command: Sequence[str | bytes], *, watch_memory: bool = False, cwd: Path, environment: Mapping[str, str]
 ) -> Ran:
-    """Run any command; environment: beside this process's own. Raises CalledProcessError."""
+    """Run any command; environment: beside this process's own. Raises CalledProcessError.
+
+    Python keeps what it compiles, whatever the environment says: pip compiled the peers when it installed them.
+    """
     peak = 0.0
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     started = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, cwd=cwd, env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment
+        command, stdout=subprocess.PIPE, cwd=cwd, env=inherited | {"HF_HUB_OFFLINE": "1"} | environment
     )
     done = threading.Event()
 
