@@ -8,6 +8,9 @@ import os
 import sys
 from importlib import import_module
 
+# Before numpy is imported: else its threads wait for work in circles, on the cores that decode and encode pictures
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # log2 of processor cycles; 26 by default
+
 import click
 
 from mmsearch import __version__
