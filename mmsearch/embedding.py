@@ -4,8 +4,8 @@ A bundle shows its towers' outputs, which are kept so that other heads can be ap
 user's own gives vectors alone, which are checked here, since nothing else stands between them and the store.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import MediaError, ModelError, QueryError
 from mmsearch.facts import Decoded
 from mmsearch.query import picture
+
+Thing = TypeVar("Thing")
 
 PICTURES_AT_ONCE = 16
 TEXTS_AT_ONCE = 64
@@ -76,12 +78,43 @@ def decoded_for(encoder: Encoder, image: Any) -> Decoded:
 def embed_pixels(encoder: Encoder, pixels: Sequence[PixelArray]) -> list[Embedded]:
     """Pictures, as `pixels_of` the encoder, in one batch."""
     if isinstance(encoder, FeatureEncoder):
-        features = encoder.image_features(np.stack(pixels))
-        return [Embedded(*row) for row in zip(encoder.project_images(features), features, strict=True)]
+        return _projected(encoder, encoder.image_features(np.stack(pixels)))
     from PIL import Image  # here: a search by words has no use for it
 
     pictures = [Image.fromarray(picture) for picture in pixels]
     return [Embedded(row, None) for row in _unit_rows(encoder, encoder.encode_images(pictures), len(pictures))]
+
+
+def embed_batches(
+    encoder: Encoder, batches: Iterable[Sequence[Thing]], pixels_of_one: Callable[[Thing], PixelArray]
+) -> Iterator[tuple[Sequence[Thing], list[Embedded]]]:
+    """Each batch with what the encoder makes of its pictures.
+
+    The towers of a bundle read the next batch meanwhile, in another thread; an encoder of the user's own may want to
+    stay in the one that it was made in.
+    """
+    if not isinstance(encoder, FeatureEncoder):
+        for batch in batches:
+            yield batch, embed_pixels(encoder, [pixels_of_one(one) for one in batch])
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from threadpoolctl import threadpool_limits
+
+    read: tuple[Sequence[Thing], Future[FloatArray]] | None = None
+    # Projecting is too little work for several threads: they would wait for each other, and for a core
+    with ThreadPoolExecutor(1) as tower, threadpool_limits(1, user_api="blas"):
+        for batch in batches:
+            reading = tower.submit(encoder.image_features, np.stack([pixels_of_one(one) for one in batch]))
+            if read is not None:
+                yield read[0], _projected(encoder, read[1].result())
+            read = batch, reading
+        if read is not None:
+            yield read[0], _projected(encoder, read[1].result())
+
+
+def _projected(encoder: FeatureEncoder, features: FloatArray) -> list[Embedded]:
+    return [Embedded(*row) for row in zip(encoder.project_images(features), features, strict=True)]
 
 
 def embed_texts(encoder: Encoder, texts: Sequence[str]) -> list[Embedded]:

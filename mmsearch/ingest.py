@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mmsearch.decoding import DecodePool, Skip
-from mmsearch.embedding import PICTURES_AT_ONCE, TEXTS_AT_ONCE, Embedded, embed_pixels, embed_texts, fits, pixels_of
+from mmsearch.embedding import PICTURES_AT_ONCE, TEXTS_AT_ONCE, Embedded, embed_batches, embed_texts, fits, pixels_of
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import MediaError, SourceError
 from mmsearch.everyday import everyday_queries
@@ -139,22 +139,28 @@ class _Run:
         if not files:
             return
         encoder = self._load_encoder()
-        by_path = {file.path: file for file in files}
-        batch: list[tuple[SourceFile, Decoded]] = []  # encoded and written together: a kill loses at most these
+        # Encoded and written together: a kill loses two batches at most
         with DecodePool(pixels_of(encoder), timeout_s=self._options.decode_timeout_s) as pool:
-            for path, decoded in pool.decode(by_path):
-                if isinstance(decoded, Skip):
-                    self._skip(by_path[path], decoded)
-                else:
-                    batch.append((by_path[path], decoded))
-                if len(batch) == PICTURES_AT_ONCE:
-                    self._write_pictures(encoder, batch)
-                    batch = []
-            if batch:
-                self._write_pictures(encoder, batch)
+            batches = self._decoded(pool, {file.path: file for file in files})
+            for batch, embedded in embed_batches(encoder, batches, lambda one: one[1].pixels):
+                self._write_pictures(batch, embedded)
 
-    def _write_pictures(self, encoder: Encoder, batch: Sequence[tuple[SourceFile, Decoded]]) -> None:
-        embedded = embed_pixels(encoder, [decoded.pixels for _, decoded in batch])
+    def _decoded(
+        self, pool: DecodePool, files: Mapping[str, SourceFile]
+    ) -> Iterator[Sequence[tuple[SourceFile, Decoded]]]:
+        batch: list[tuple[SourceFile, Decoded]] = []
+        for path, decoded in pool.decode(files):
+            if isinstance(decoded, Skip):
+                self._skip(files[path], decoded)
+            else:
+                batch.append((files[path], decoded))
+            if len(batch) == PICTURES_AT_ONCE:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _write_pictures(self, batch: Sequence[tuple[SourceFile, Decoded]], embedded: Sequence[Embedded]) -> None:
         read = list(zip(batch, embedded, strict=True))
         with self._writer.transaction():
             for (file, decoded), row in read:

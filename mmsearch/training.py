@@ -17,7 +17,15 @@ import numpy as np
 
 from mmsearch import media
 from mmsearch.decoding import DecodePool, Skip
-from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, encodable, pixels_of
+from mmsearch.embedding import (
+    PICTURES_AT_ONCE,
+    Embedded,
+    embed_batches,
+    embed_pixels,
+    embed_texts,
+    encodable,
+    pixels_of,
+)
 from mmsearch.encoders.base import Encoder, FloatArray
 from mmsearch.encoders.heads import TrainedHeads
 from mmsearch.errors import MediaError, TrainingError
@@ -207,29 +215,45 @@ class _Gathering:
         if self._store is not None:
             with self._store.read() as reader:
                 contents = reader.content_of_files(paths)
-        for path in paths:
-            if path not in contents:
+        left = [path for path in paths if path not in contents]
+        if self._knows_pictures():
+            for path in left:
                 try:
                     contents[path] = media.content_hash(path)
                 except MediaError as error:
                     self._failed[path] = f"the picture {error}"
                 except OSError as error:
                     self._failed[path] = (error.strerror or str(error)).lower()
-        self._look_up("image", list(dict.fromkeys(contents.values())))
-        new = {path: content for path, content in contents.items() if content not in self._known["image"]}
-        if new:
-            decoded: list[tuple[str, Decoded]] = []
+            self._look_up("image", list(dict.fromkeys(contents.values())))
+            left = [path for path, content in contents.items() if content not in self._known["image"]]
+        if left:
             with DecodePool(pixels_of(self._encoder())) as pool:
-                for path, one in pool.decode(new):
-                    if isinstance(one, Skip):
-                        self._failed[path] = f"the picture {one.reason}"
-                    else:
-                        decoded.append((new[path], one))
-                    if len(decoded) == PICTURES_AT_ONCE:
-                        self._encode(decoded)
-                        decoded = []
-            self._encode(decoded)
+                batches = self._decoded(pool, left)
+                for batch, embedded in embed_batches(self._encoder(), batches, lambda one: one[1].pixels):
+                    hashes = [one.facts.content_hash for _, one in batch]
+                    contents |= zip((path for path, _ in batch), hashes, strict=True)
+                    self._take("image", hashes, embedded)
         return contents
+
+    def _knows_pictures(self) -> bool:
+        """Whether a file's hash, which takes reading it once more, could tell that it needs no decoding."""
+        if self._known["image"] or self._store is None:
+            return bool(self._known["image"])
+        with self._store.read() as reader:
+            return reader.has_encoded("image")
+
+    def _decoded(self, pool: DecodePool, paths: Iterable[str]) -> Iterator[Sequence[tuple[str, Decoded]]]:
+        batch: list[tuple[str, Decoded]] = []
+        for path, one in pool.decode(paths):
+            if isinstance(one, Skip):
+                self._failed[path] = f"the picture {one.reason}"
+            else:
+                batch.append((path, one))
+            if len(batch) == PICTURES_AT_ONCE:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
     def _encode(self, decoded: Sequence[tuple[str, Decoded]]) -> None:
         if decoded:

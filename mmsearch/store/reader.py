@@ -211,6 +211,12 @@ class Reader:
             found |= {content: _raw(vector, feature) for content, vector, feature in rows}
         return found
 
+    def has_encoded(self, kind: Kind) -> bool:
+        """Whether `encoded` could find anything."""
+        tables = ("items", "encoded") if self.version > 2 else ("items",)
+        asked = " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE kind = ?)" for table in tables)
+        return bool(self.connection.execute(f"SELECT {asked}", (kind,) * len(tables)).fetchone()[0])
+
     def captioned(self) -> list[tuple[int, int, str]]:
         """(picture, caption, text) of every caption in the index, in the order in which they were put in."""
         return self.connection.execute(

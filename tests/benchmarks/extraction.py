@@ -45,12 +45,14 @@ print(len(rows) / (time.perf_counter() - started))
 
 MMSEARCH = """
 import os, sys, time
+import numpy as np
 from mmsearch import load_encoder
 from mmsearch.sources.pairs import Pair
 from mmsearch.training import gather
 model, precision, folder = sys.argv[1:]
 encoder = load_encoder(model, precision=precision)
 encoder.encode_texts(["what it is"])
+encoder.image_features(np.zeros((2, encoder.pixels.height, encoder.pixels.width, 3), np.uint8))
 pairs = [Pair(os.path.join(folder, name), "what it is", name) for name in sorted(os.listdir(folder))]
 started = time.perf_counter()
 gathered = gather(None, lambda: encoder, pairs)
