@@ -20,6 +20,7 @@ from mmsearch.store.records import (
     FileKind,
     FileRow,
     FloatArray,
+    HalfArray,
     HeadsRow,
     IntArray,
     Judgement,
@@ -62,7 +63,7 @@ class Reader:
         self.connection = connection
         self.folder = folder
         self._settings: dict[str, str] | None = None  # all of them, once one was asked for
-        self._last_read: dict[int, int] = {}  # vector -> item, of the vectors that `stored_vectors` read last
+        self._items_of: dict[int, int] = {}  # vector -> item, of the vectors that were scored last
 
     @property
     def version(self) -> int:
@@ -291,20 +292,24 @@ class Reader:
         asked next, and their pages, three vectors each, would be read twice.
         """
         vector = self._vector()
-        self._last_read = {}
+        self._items_of = {}
         for part in parts(vector_ids):
             rows = self.connection.execute(
                 f"SELECT id, item_id, {vector} FROM vectors v WHERE id IN ({marks(part)})", part
             ).fetchall()
             if rows:
                 ids, items, vectors = zip(*rows, strict=True)
-                self._last_read.update(zip(ids, items, strict=True))
+                self.remember(ids, items)
                 yield np.array(ids, np.int64), np.frombuffer(b"".join(vectors), np.float16).reshape(len(ids), -1)
+
+    def remember(self, vector_ids: Iterable[int], items: Iterable[int]) -> None:
+        """Whose vectors are, for `owners` of the same search."""
+        self._items_of.update(zip(vector_ids, items, strict=True))
 
     def owners(self, kind: Kind, vector_ids: Sequence[int]) -> dict[int, tuple[int, int]]:
         """vector of a kind -> (its item, the item that it is a hit for: of a caption, the picture)."""
         if kind == "image":  # no picture is a caption
-            known = self._last_read
+            known = self._items_of
             owned = {vector: (known[vector], known[vector]) for vector in vector_ids if vector in known}
             for part in parts([vector for vector in vector_ids if vector not in known]):
                 owned |= {
@@ -429,6 +434,19 @@ class Reader:
         while rows := cursor.fetchmany(8192):
             yield _block(rows)
 
+    def rows_after(
+        self, after_id: int, through_id: int, at_once: int
+    ) -> Iterator[tuple[IntArray, IntArray, HalfArray]]:
+        """Blocks of (ids (n,), items (n,), vectors (n, dim)) of every kind, in the order of ids; n <= at_once."""
+        cursor = self.connection.execute(
+            f"SELECT id, item_id, {self._vector()} FROM vectors v WHERE id > ? AND id <= ? ORDER BY id",
+            (after_id, through_id),
+        )
+        while rows := cursor.fetchmany(at_once):
+            ids, items, vectors = zip(*rows, strict=True)
+            halves = np.frombuffer(b"".join(vectors), np.float16).reshape(len(ids), -1)
+            yield np.array(ids, np.int64), np.array(items, np.int64), halves
+
     def sample_of_vectors(self, kind: Kind, count: int) -> Block:
         """(ids (n,), vectors (n, dim) float32), n <= count: at even distances of their ids, always the same ones."""
         first, last = self.connection.execute(  # each from the end of an index; asked for together, SQLite walks it all
@@ -461,6 +479,16 @@ class Reader:
     def count_vectors(self, kind: Kind) -> int:
         """How many vectors of a kind there are."""
         return int(self.connection.execute("SELECT count(*) FROM vectors WHERE kind = ?", (kind,)).fetchone()[0])
+
+    def dim(self) -> int:
+        """How many numbers a vector has; 0 where there is none."""
+        row = self.connection.execute("SELECT length(vector) FROM vectors LIMIT 1").fetchone()
+        return 0 if row is None else int(row[0]) // np.dtype(np.float16).itemsize
+
+    def count_through(self, through_id: int, after_id: int = 0) -> int:
+        """How many vectors of any kind there are among some ids."""
+        asked = "SELECT count(*) FROM vectors WHERE id > ? AND id <= ?"
+        return int(self.connection.execute(asked, (after_id, through_id)).fetchone()[0])
 
     def last_vector(self, kind: Kind) -> int:
         """The highest vector id of a kind, 0 where there is none."""

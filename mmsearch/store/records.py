@@ -15,7 +15,8 @@ FileKind: TypeAlias = Literal["image", "text", "caption", "captions"]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Block: TypeAlias = tuple[IntArray, FloatArray]  # ids (n,), vectors (n, dim)
-StoredBlock: TypeAlias = tuple[IntArray, npt.NDArray[np.float16]]  # the same as the store has them
+HalfArray: TypeAlias = npt.NDArray[np.float16]
+StoredBlock: TypeAlias = tuple[IntArray, HalfArray]  # the same as the store has them
 # Vectors (n, dim) by the model's own heads, and features (n, features) -> vectors (n, dim) by other heads
 Projection: TypeAlias = Callable[["Kind", FloatArray, FloatArray], FloatArray]
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -31,6 +31,7 @@ from mmsearch.store.metadata import Store
 from mmsearch.store.queries import QueryCache
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, Block, Condition, FloatArray, IntArray, Kind, Segment
+from mmsearch.store.rows import READS_AT_A_PLACE, SUFFIX, Rows, Told, write_rows
 from mmsearch.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ DEAD_RATIO = 0.2  # of a full segment, from which on it is built again without t
 TIES = 16  # candidates beyond k that are scored anew, since a tie at the end may be among them
 DAMAGE = 1e-3  # between a segment's score and the store's; half-precision rows differ by less than 1e-6
 CODE_DAMAGE = 0.25  # of a row's length, by which few codes of sound cells are off
+SCORED_AT_ONCE = 500  # vectors; so many stay in a processor's cache
 SAMPLE = 512  # vectors; places the mean to within a twentieth of the deviation
 QUERIES = 200  # of each kind, with which cells are measured
 FEW = 1_000  # allowed vectors that are read from the store rather than looked for
@@ -71,6 +73,7 @@ class _Opened:
     read_through: int  # the highest id that was read from the store
     dead: IntArray
     heads: str | None  # that the vectors are made by
+    rows: Rows | None  # from which a short list is scored
 
     @property
     def count(self) -> int:
@@ -148,7 +151,7 @@ class VectorIndex:
                 with contextlib.suppress(KeyError):  # another thread took it
                     self._filters.popitem(last=False)
         if len(allowed) <= FEW:
-            return _scored(reader, allowed, query)
+            return _scored(reader, opened, allowed, query)
         return self._candidates(reader, opened, query, k, allowed)
 
     def _checked(
@@ -186,7 +189,7 @@ class VectorIndex:
             (np.flatnonzero(listed), np.flatnonzero(~listed)[np.argsort(-told[~listed], kind="stable")[:wanted]])
         )
         ids, told = ids[best], told[best]
-        stored, scores = _scored(reader, ids, query)
+        stored, scores = _scored(reader, opened, ids, query)
         whole = len(stored) == len(ids)
         newer = opened.revision > reader.revision()  # another thread has read on
         if newer and not whole and len(ids) >= wanted:
@@ -259,12 +262,22 @@ class VectorIndex:
             keep.append(segment)
         after = max((segment.through_id for segment in (*keep, *built)), default=0)
         changed = built or last > reaches or np.any(dead > after) or len(keep) + 1 < len(segments)
-        if changed or not all(sound):
+        in_cells = READS_AT_A_PLACE and any(segment.cells for segment in (*keep, *built))
+        flat = not in_cells or _open_flat(writer, kind, looks=200) is not None
+        if changed or not all(sound) or not flat:
+            rows = self._rows_for(writer, [*keep, *built], anew=not flat)
             built += self._build_after(writer, kind, after)
             with writer.transaction():
+                if rows is not None:
+                    rows.keep(writer)
                 writer.put_segments(kind, keep, built, last)
         if not writer.connection.in_transaction:  # until that ends, others read the old files
             self.sweep(writer)
+
+    def _rows_for(self, writer: Writer, segments: Sequence[Segment], *, anew: bool) -> Told | None:
+        """The file of rows, brought up to where cells are; None where none of the segments has any."""
+        through = max((segment.through_id for segment in segments if segment.cells), default=0)
+        return write_rows(writer, self._folder, through, anew=anew) if through and READS_AT_A_PLACE else None
 
     def _build_cells(
         self,
@@ -349,7 +362,9 @@ class VectorIndex:
         if not self._folder.is_dir():
             return
         used = {segment.file for kind in KINDS for segment in reader.segments(kind)}
-        for path in self._folder.glob("*.faiss"):
+        if (told := Told.by(reader)) is not None:
+            used.add(told.file)
+        for path in (*self._folder.glob("*.faiss"), *self._folder.glob(f"*{SUFFIX}")):
             if path.name not in used:
                 with contextlib.suppress(OSError):
                     path.unlink()
@@ -460,9 +475,19 @@ def cosines(vectors: FloatArray, query: FloatArray) -> FloatArray:
     return scores
 
 
-def _scored(reader: Reader, ids: IntArray, query: FloatArray) -> tuple[IntArray, FloatArray]:
+def _scored(reader: Reader, opened: _Opened, ids: IntArray, query: FloatArray) -> tuple[IntArray, FloatArray]:
     """(ids (n,), cosines (n,)) by the store's own vectors, in no order; of those that are there."""
-    scored = [(part, cosines(rows.astype(np.float32), query)) for part, rows in reader.stored_vectors(ids.tolist())]
+    scored: list[tuple[IntArray, FloatArray]] = []
+    told: list[tuple[IntArray, IntArray]] = []
+    if opened.rows is not None and opened.revision == reader.revision():  # else it may hold what this reader does not
+        for start in range(0, len(ids), SCORED_AT_ONCE):
+            there, items, rows = opened.rows.read(ids[start : start + SCORED_AT_ONCE])
+            scored.append((there, cosines(rows.astype(np.float32), query)))
+            told.append((there, items))
+        ids = np.setdiff1d(ids, np.concatenate([there for there, _ in told]) if told else ids[:0])
+    scored += [(part, cosines(rows.astype(np.float32), query)) for part, rows in reader.stored_vectors(ids.tolist())]
+    for there, items in told:
+        reader.remember(there.tolist(), items.tolist())
     if not scored:
         return np.empty(0, np.int64), np.empty(0, np.float32)
     there, scores = (np.concatenate(column) for column in zip(*scored, strict=True))
@@ -512,7 +537,23 @@ def _opened(reader: Reader, kind: Kind, segments: tuple[Segment, ...], *, withou
         max(through, segments[-1].through_id if segments else 0),
         reader.dead_vectors(kind),
         reader.setting("heads"),
+        None if cells is None else _open_flat(reader, kind),
     )
+
+
+def _open_flat(reader: Reader, kind: Kind, *, looks: int = 16) -> Rows | None:
+    """The file of rows, or None where it is missing or does not hold what the store does, in so many places."""
+    told = Told.by(reader)
+    if told is None:
+        return None
+    ids, vectors = reader.sample_of_vectors(kind, looks)
+    ids, vectors = ids[ids <= told.through], vectors[ids <= told.through]
+    try:
+        rows = Rows(reader.folder / FOLDER / told.file, told)
+        there, _, read = rows.read(ids)
+    except OSError:
+        return None
+    return rows if np.array_equal(there, ids) and np.array_equal(read.astype(np.float32), vectors) else None
 
 
 def _is_sound(reader: Reader, kind: Kind, path: Path, segment: Segment) -> bool:

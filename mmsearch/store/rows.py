@@ -1,0 +1,140 @@
+"""The vectors of a store once more, in a file of rows of one length.
+
+Cells give a short list, and the list is scored by the store's own vectors. From SQLite's pages, a hundred of these take
+half of the time of a whole ranking; here each is one read at a known place. Row n holds what vector n of the store is:
+the number of its item (int64; 0 where there is no such vector) and its numbers (dim times float16).
+
+A vector is never changed, only replaced under a new id: the file is only ever appended to, and which rows of it may be
+believed is written in the settings of the store once they are on disk. What was deleted since stays in it, and is not
+asked for. Like every file in this folder it is derived from the store, and may be deleted.
+"""
+
+import json
+import os
+import uuid
+import weakref
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmsearch.store.failures import disk_failures
+from mmsearch.store.reader import Reader
+from mmsearch.store.records import HalfArray, IntArray
+from mmsearch.store.writer import Writer
+
+READS_AT_A_PLACE = hasattr(os, "pread")  # not on Windows, where short lists are read from the store
+SETTING = "rows"
+SUFFIX = ".rows"
+BLOCK_BYTES = 2**25  # read at once
+WIDE_GAP = 4  # ids; narrower ones are filled with zeros
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the store says of its file of rows; heads: that made the vectors in it, None for the model's own."""
+
+    file: str
+    dim: int
+    through: int
+    count: int  # of vectors in it, those that were deleted since among them
+    heads: str | None
+
+    @classmethod
+    def by(cls, reader: Reader) -> "Told | None":
+        """None where there is no file of the heads in use."""
+        try:
+            told = cls(**json.loads(reader.setting(SETTING) or ""))
+        except (ValueError, TypeError):
+            return None
+        return told if told.heads == reader.setting("heads") and told.file == Path(told.file).name else None
+
+    def keep(self, writer: Writer) -> None:
+        """From now on readers believe the rows of the file."""
+        writer.set(SETTING, json.dumps(asdict(self)))
+
+    @property
+    def layout(self) -> np.dtype[Any]:
+        """Of a row."""
+        return np.dtype([("item", "<i8"), ("vector", "<f2", (self.dim,))])
+
+
+class Rows:
+    """The file, open for reading; safe to use from several threads and in processes forked later."""
+
+    def __init__(self, path: Path, told: Told) -> None:
+        """Raises OSError where it is missing or too short."""
+        self._layout, self._through = told.layout, told.through
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        if os.fstat(self._descriptor).st_size < self._through * self._layout.itemsize:
+            raise OSError(f"{path} is cut short")
+
+    def read(self, ids: IntArray) -> tuple[IntArray, IntArray, HalfArray]:
+        """(ids (m,), items (m,), vectors (m, dim)) of those of the ids (n,) that are there, in their order."""
+        size = self._layout.itemsize
+        ids = ids[(ids > 0) & (ids <= self._through)]
+        read = b"".join([os.pread(self._descriptor, size, (number - 1) * size) for number in ids.tolist()])
+        rows = np.frombuffer(read, self._layout)
+        there = rows["item"] > 0
+        return ids[there], rows["item"][there], rows["vector"][there]
+
+
+def write_rows(writer: Writer, folder: Path, through: int, *, anew: bool) -> Told:
+    """Bring the file up to a vector's id; what is returned is to be kept in the store.
+
+    A file that is missing, or of which half was deleted, is written anew. Raises IndexWriteError for a full disk.
+    """
+    told = None if anew else Told.by(writer)
+    if told is not None and not (
+        _reaches(folder / told.file, told) and writer.count_through(told.through) > told.count / 2
+    ):
+        told = None
+    after = 0 if told is None else told.through
+    through = max(after, through)
+    reached = Told(
+        f"{uuid.uuid4().hex[:12]}{SUFFIX}" if told is None else told.file,
+        writer.dim(),
+        through,
+        (0 if told is None else told.count) + writer.count_through(through, after),
+        writer.setting("heads"),
+    )
+    file, size = reached.file, reached.layout.itemsize
+    with disk_failures(folder):
+        folder.mkdir(exist_ok=True)
+        try:
+            with (folder / file).open("wb" if told is None else "r+b") as stream:
+                stream.truncate(after * size)  # a run that was killed may have left more
+                for first, rows in _blocks(writer, reached, after, through):
+                    stream.seek((first - 1) * size)  # what is left out takes no room on disk
+                    stream.write(rows.view(np.uint8).data)
+                stream.truncate(reached.through * size)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            if told is None:
+                (folder / file).unlink(missing_ok=True)  # on a full disk it would only be in the way
+            raise
+    return reached
+
+
+def _reaches(path: Path, told: Told) -> bool:
+    try:
+        return path.stat().st_size >= told.through * told.layout.itemsize
+    except OSError:
+        return False
+
+
+def _blocks(writer: Writer, told: Told, after: int, through: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """(id of the first row, rows): neighbours together, those that are not there as zeros between them."""
+    for ids, items, vectors in writer.rows_after(after, through, BLOCK_BYTES // told.layout.itemsize):
+        ends = np.flatnonzero(np.diff(ids) > WIDE_GAP) + 1
+        for part in np.split(np.arange(len(ids)), ends):
+            first, last = int(ids[part[0]]), int(ids[part[-1]])
+            rows = np.zeros(last - first + 1, told.layout)
+            rows["item"][ids[part] - first] = items[part]
+            rows["vector"][ids[part] - first] = vectors[part]
+            yield first, rows
