@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.nearest import kmeans, nearest_centre
 from mmsearch.store.records import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -83,12 +84,8 @@ class Cells:
         directions = _directions(rows)
         projected = rows @ directions  # (n, width)
         width = directions.shape[1]
-        kmeans: Any = faiss.Kmeans(
-            width, number, niter=ROUNDS, min_points_per_centroid=1, max_points_per_centroid=PER_CELL, seed=1
-        )
-        kmeans.train(projected)
         cells: Any = faiss.IndexIVFScalarQuantizer(
-            _promising(kmeans.centroids, projected),
+            _promising(kmeans(projected[: PER_CELL * number], number, ROUNDS), projected),
             width,
             number,
             faiss.ScalarQuantizer.QT_8bit,
@@ -132,7 +129,7 @@ class Cells:
 
         projected = rows @ self._directions
         means = self._means()
-        nearest = faiss.knn(projected, means, 1, faiss.METRIC_L2)[1][:, 0]
+        nearest, _ = nearest_centre(projected, means)
         ids, projected = np.ascontiguousarray(ids), np.ascontiguousarray(projected)
         self._cells.add_core(len(ids), *map(faiss.swig_ptr, (projected, ids, nearest)))
         self._index.ntotal = self._cells.ntotal
@@ -255,9 +252,9 @@ def _promising(centres: FloatArray, rows: FloatArray) -> "faiss.IndexFlatIP":
     """What ranks the cells for a query: their means, and in the last column their rows' deviation from it."""
     import faiss
 
-    squared, nearest = faiss.knn(rows, centres, 1, faiss.METRIC_L2)
-    sizes = np.bincount(nearest[:, 0], minlength=len(centres))
-    total = np.bincount(nearest[:, 0], weights=squared[:, 0], minlength=len(centres))
+    nearest, squared = nearest_centre(rows, centres)
+    sizes = np.bincount(nearest, minlength=len(centres))
+    total = np.bincount(nearest, weights=squared, minlength=len(centres))
     described = centres.copy()
     described[:, -1] = np.sqrt(total / np.maximum(sizes, 1))
     ranked = faiss.IndexFlatIP(centres.shape[1])

@@ -400,11 +400,10 @@ class _Neighbours:
 
     def see(self, ids: IntArray, rows: FloatArray) -> None:
         """A block (n, dim) of rows."""
-        import faiss
-
         count = min(len(ids), NEIGHBOURS + 1)
-        scores, places = faiss.knn(self._queries, rows, count, faiss.METRIC_INNER_PRODUCT)
-        scores = np.concatenate((self._scores, scores), axis=1)
+        scores = self._queries @ rows.T
+        places = np.argpartition(scores, -count, axis=1)[:, -count:]
+        scores = np.concatenate((self._scores, np.take_along_axis(scores, places, axis=1)), axis=1)
         known = np.concatenate((self._ids, ids[places]), axis=1)
         best = np.argsort(-scores, axis=1, kind="stable")[:, : NEIGHBOURS + 1]
         self._scores = np.take_along_axis(scores, best, axis=1)
