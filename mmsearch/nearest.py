@@ -48,3 +48,31 @@ def kmeans(rows: FloatArray, number: int, rounds: int) -> FloatArray:
             counts[empty] = counts[fullest] // 2
             counts[fullest] -= counts[empty]
     return centres
+
+
+class Neighbours:
+    """The nearest rows of some queries, told exactly from blocks of rows that pass by once."""
+
+    def __init__(self, queries: FloatArray, count: int) -> None:
+        """queries: (q, dim); count: of neighbours of each, and one more that may be the query itself."""
+        self._queries, self._count = queries, count
+        self._scores = np.full((len(queries), count + 1), -np.inf, np.float32)
+        self._ids = np.full((len(queries), count + 1), -1, np.int64)
+
+    def see(self, ids: IntArray, rows: FloatArray) -> None:
+        """A block of ids (n,) and rows (n, dim)."""
+        count = min(len(ids), self._count + 1)
+        scores = self._queries @ rows.T
+        places = np.argpartition(scores, -count, axis=1)[:, -count:]
+        scores = np.concatenate((self._scores, np.take_along_axis(scores, places, axis=1)), axis=1)
+        known = np.concatenate((self._ids, ids[places]), axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, : self._count + 1]
+        self._scores = np.take_along_axis(scores, best, axis=1)
+        self._ids = np.take_along_axis(known, best, axis=1)
+
+    def but_for(self, own: IntArray) -> IntArray:
+        """(q, count) ids, best first, without the row that a query itself is: own (q,), -1 where it is none."""
+        others = self._ids != own[:, None]
+        order = np.argsort(~others, axis=1, kind="stable")[:, : self._count]
+        neighbours: IntArray = np.take_along_axis(self._ids, order, axis=1)
+        return neighbours

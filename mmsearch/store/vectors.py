@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.nearest import Neighbours
 from mmsearch.store import queries
 from mmsearch.store.cells import NEIGHBOURS, Cells, Settings, choose, training_rows, with_growth
 from mmsearch.store.failures import disk_failures
@@ -303,7 +304,7 @@ class VectorIndex:
         else:
             cells = Cells.train(writer.sample_of_vectors(kind, training_rows(count))[1], count)
             asked = _some_queries(writer, text_queries)
-            true = _Neighbours(np.concatenate([rows for _, rows in asked.values()]))
+            true = Neighbours(np.concatenate([rows for _, rows in asked.values()]), NEIGHBOURS)
             for ids, rows in writer.vectors_after(kind, 0):
                 cells.add(ids, rows)
                 true.see(ids, rows)
@@ -388,33 +389,6 @@ class _Selected:
         """(n,) bool: which of some ids are selected."""
         listed: npt.NDArray[np.bool_] = np.isin(ids, self.ids)
         return listed if self.among else ~listed
-
-
-class _Neighbours:
-    """The nearest rows of some queries, told exactly from blocks of rows that pass by once."""
-
-    def __init__(self, queries: FloatArray) -> None:
-        self._queries = queries
-        self._scores = np.full((len(queries), NEIGHBOURS + 1), -np.inf, np.float32)
-        self._ids = np.full((len(queries), NEIGHBOURS + 1), -1, np.int64)
-
-    def see(self, ids: IntArray, rows: FloatArray) -> None:
-        """A block (n, dim) of rows."""
-        count = min(len(ids), NEIGHBOURS + 1)
-        scores = self._queries @ rows.T
-        places = np.argpartition(scores, -count, axis=1)[:, -count:]
-        scores = np.concatenate((self._scores, np.take_along_axis(scores, places, axis=1)), axis=1)
-        known = np.concatenate((self._ids, ids[places]), axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, : NEIGHBOURS + 1]
-        self._scores = np.take_along_axis(scores, best, axis=1)
-        self._ids = np.take_along_axis(known, best, axis=1)
-
-    def but_for(self, own: IntArray) -> IntArray:
-        """(q, 10) ids, best first, without the row that a query itself is: own (q,), -1 where it is none."""
-        others = self._ids != own[:, None]
-        order = np.argsort(~others, axis=1, kind="stable")[:, :NEIGHBOURS]
-        neighbours: IntArray = np.take_along_axis(self._ids, order, axis=1)
-        return neighbours
 
 
 def _some_queries(reader: Reader, text_queries: TextQueries | None) -> dict[str, tuple[IntArray, FloatArray]]:

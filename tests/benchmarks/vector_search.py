@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mmsearch.nearest import Neighbours
 from mmsearch.store.records import FloatArray, IntArray
 from tests.benchmarks.crossmodal import Workload, statistics
 from tests.benchmarks.environments import environment
@@ -59,20 +60,13 @@ def lay_out(folder: Path, workload: Workload) -> None:
 
 def true_neighbours(workload: Workload, queries: Mapping[str, FloatArray]) -> dict[str, IntArray]:
     """For each kind of query, the numbers (q, 10) of the rows that are nearest, told exactly."""
-    import faiss
-
-    best = {}
-    for name, asked in queries.items():
-        best[name] = (np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64))
-    start = 0
+    near = {name: Neighbours(asked, 10) for name, asked in queries.items()}
+    seen = 0
     for block in workload.images():
-        for name, asked in queries.items():
-            scores, places = faiss.knn(asked, block, 10, faiss.METRIC_INNER_PRODUCT)
-            scores, places = np.hstack((best[name][0], scores)), np.hstack((best[name][1], places + start))
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :10]
-            best[name] = (np.take_along_axis(scores, order, 1), np.take_along_axis(places, order, 1))
-        start += len(block)
-    return {name: places for name, (_, places) in best.items()}
+        for one in near.values():
+            one.see(np.arange(seen, seen + len(block)), block)
+        seen += len(block)
+    return {name: one.but_for(np.full(len(queries[name]), -1)) for name, one in near.items()}
 
 
 def _measured(command: list[str], folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
