@@ -9,6 +9,7 @@ nothing drops out, so that a block reads in training what it reads in a search.
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,13 @@ def unfreeze(
     except OSError as error:
         raise TrainingError(f"{training} cannot be made: {error.strerror or error}.") from error
     pairs = (pair for each in sources for pair in read_pairs(each, columns))
-    examples = gather(pairs, design, spec, training, say)
-    chooses, reports = _halves(examples.held_out)
+    try:
+        examples = gather(pairs, design, spec, training, say)
+        chooses, reports = _halves(examples.held_out)
+    except BaseException:
+        with suppress(OSError):  # it is not empty: somebody's
+            training.rmdir()
+        raise
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = _Run(towers.to(device), tokenizer, export.Normalised(nn.Identity(), mean, deviation).to(device), device)
     before = recall_of(run.read(examples, reports))
