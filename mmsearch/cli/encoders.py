@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmsearch.cli.printing import note
-from mmsearch.cli.training import columns_of, columns_options, note_skipped, settings_of, train_group
+from mmsearch.cli.printing import note, note_skipped
+from mmsearch.cli.training import columns_of, columns_options, settings_of, train_group
 from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:

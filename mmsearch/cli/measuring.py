@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmsearch.cli.printing import index_option, note, thumbnails_of
+from mmsearch.cli.printing import index_option, note, note_skipped, thumbnails_of
 from mmsearch.cli.training import columns_of, columns_options
 from mmsearch.errors import Error, UsageError
 from mmsearch.index import Index
@@ -81,8 +81,7 @@ def evaluate_command(
 
         for path in evaluation_plots(found, plots):
             note(f"Wrote {path}")
-    for row in found.skipped[:10]:
-        note(f"  skipped {row.table}{f', row {row.row}' if row.row else ''}: {row.reason}")
+    note_skipped(found.skipped)
     click.echo(found.to_json() if as_json else _text(found))
     return None
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from mmsearch.errors import Error, UsageError
 from mmsearch.locations import DEFAULT
 from mmsearch.present import hits_json, hits_paths, hits_table, printable
 from mmsearch.search import Hit
+
+if TYPE_CHECKING:
+    from mmsearch.sources.tables import BadRow
 
 Command = Callable[..., Any]
 
@@ -136,3 +139,11 @@ def output_options(command: Command) -> Command:
     ):
         option(bound)
     return bound
+
+
+def note_skipped(rows: "Sequence[BadRow]") -> None:
+    """Say which pairs could not be used, the first ten with their reasons."""
+    for row in rows[:10]:
+        note(f"  skipped {row.table}{f', row {row.row}' if row.row else ''}: {row.reason}")
+    if len(rows) > 10:
+        note(f"  and {len(rows) - 10} more")

@@ -3,13 +3,13 @@
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mmsearch.cli.printing import index_option, note
+from mmsearch.cli.printing import index_option, note, note_skipped
 from mmsearch.errors import UsageError
 from mmsearch.index import Index
 from mmsearch.locations import index_folder
@@ -17,7 +17,6 @@ from mmsearch.present import printable, table
 
 if TYPE_CHECKING:
     from mmsearch.preparing import Prepared
-    from mmsearch.sources.tables import BadRow
     from mmsearch.train.residual import Epoch
     from mmsearch.training import HeadsReport
 
@@ -125,14 +124,6 @@ def train_heads_command(
 def _list_settings(defaults: object) -> None:
     for key, value in vars(defaults).items():
         click.echo(f"{key} = {json.dumps(value)}")
-
-
-def note_skipped(rows: "Sequence[BadRow]") -> None:
-    """Say which pairs could not be used, the first ten with their reasons."""
-    for row in rows[:10]:
-        note(f"  skipped {row.table}{f', row {row.row}' if row.row else ''}: {row.reason}")
-    if len(rows) > 10:
-        note(f"  and {len(rows) - 10} more")
 
 
 def _unfreeze(

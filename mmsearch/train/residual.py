@@ -5,7 +5,6 @@ small matrix products and no picture. Mixing old and new weights (WiSE-FT, Worts
 was learned: 0 is the old model to the last bit, 1 the new one.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mmsearch.evaluate import best_ranks, recall_at_k, reciprocal_rank
 from mmsearch.train.losses import LABEL_LOSSES, LOSSES, TEMPERED
 from mmsearch.train.optimizers import OPTIMIZERS, SCHEDULES, optimizer, schedule
 from mmsearch.train.rows import Rows, Taught, table_of
+from mmsearch.train.settings import with_values
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -98,17 +98,7 @@ class HeadSettings:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "HeadSettings":
         """From names and values, as a TOML file has them. Raises UsageError for a name or type that is none."""
-        fields = {each.name: each.type for each in dataclasses.fields(cls)}
-        defaults = cls()
-        for name, value in given.items():
-            if name not in fields:
-                raise UsageError(f"'{name}' is no setting; there are {', '.join(fields)}.")
-            wanted = type(getattr(defaults, name))
-            right = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
-            if not right:
-                kind = {str: "text", int: "a whole number", float: "a number"}[wanted]
-                raise UsageError(f"{name} is {kind}, not {value!r}.")
-        return cls(**given)
+        return with_values(cls(), given)
 
 
 @dataclass(frozen=True)

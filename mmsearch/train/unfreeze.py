@@ -31,6 +31,7 @@ from mmsearch.train.examples import Batches, Example, Examples, gather
 from mmsearch.train.losses import LARGEST_SCALE, info_nce
 from mmsearch.train.model import Shown, alike_in
 from mmsearch.train.optimizers import optimizer, schedule
+from mmsearch.train.settings import with_values
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of what was learned
 # Where towers keep their blocks: open_clip's transformers, timm's, Hugging Face's
@@ -65,13 +66,7 @@ class UnfreezeSettings:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> "UnfreezeSettings":
         """Settings by their names. Raises UsageError for an unknown name, and for what makes no sense."""
-        known = vars(cls())
-        for name, value in settings.items():
-            if name not in known:
-                raise UsageError(f"There is no setting '{name}' with --unfreeze; there are {', '.join(known)}.")
-            if isinstance(value, bool) or not isinstance(value, (int, float) if type(known[name]) is float else int):
-                raise UsageError(f"{name} is a number, not {value!r}.")
-        made = cls(**settings)
+        made = with_values(cls(), settings)
         if made.epochs < 1 or made.batch < 2:
             raise UsageError("epochs is 1 or more, and batch 2 or more: one pair alone has no wrong answer.")
         if not (0 < made.learning_rate < 1 and made.weight_decay >= 0 and made.augment >= 0):
