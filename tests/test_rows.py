@@ -159,3 +159,12 @@ def test_a_reader_of_an_earlier_state_gets_nothing_newer(store: Store) -> None:
         with store.read() as late:
             assert set(index.search(late, "image", query, 20)[0].tolist()) <= set(new)
         assert index.search(early, "image", query, 20)[0].tolist() == before
+
+
+def test_one_that_is_cut_short_while_it_is_open_is_not_believed(store: Store) -> None:
+    query, index = Workload(COUNT, DIM).image_queries(1)[0], VectorIndex(store)
+    with store.read() as reader:
+        before = index.search(reader, "image", query, 20)
+        os.truncate(path(store), 1_000)
+        ids, scores = index.search(reader, "image", query, 20)
+    assert ids.tolist() == before[0].tolist() and scores.tolist() == before[1].tolist()

@@ -74,10 +74,18 @@ class Rows:
             raise OSError(f"{path} is cut short")
 
     def read(self, ids: IntArray) -> tuple[IntArray, IntArray, HalfArray]:
-        """(ids (m,), items (m,), vectors (m, dim)) of those of the ids (n,) that are there, in their order."""
+        """(ids (m,), items (m,), vectors (m, dim)) of those of the ids (n,) that are there, in their order.
+
+        Of none where the file cannot be read any more, or was cut short meanwhile.
+        """
         size = self._layout.itemsize
         ids = ids[(ids > 0) & (ids <= self._through)]
-        read = b"".join([os.pread(self._descriptor, size, (number - 1) * size) for number in ids.tolist()])
+        try:
+            read = b"".join([os.pread(self._descriptor, size, (number - 1) * size) for number in ids.tolist()])
+        except OSError:
+            read = b""
+        if len(read) < size * len(ids):
+            ids, read = ids[:0], b""
         rows = np.frombuffer(read, self._layout)
         there = rows["item"] > 0
         return ids[there], rows["item"][there], rows["vector"][there]
