@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.nearest import nearest_rows
 from mmsearch.store.records import FloatArray, IntArray, PictureRow
 
 if TYPE_CHECKING:
@@ -181,13 +182,13 @@ def _partners(pairs: IntArray, seen: Container[int]) -> dict[int, list[int]]:
 
 def near_pairs(vectors: FloatArray, near: float = NEAR) -> IntArray:
     """(m, 2) places of vectors (n, dim) of length 1 that are among each other's nearest and near; the lesser first."""
-    import faiss
-
     count = len(vectors)
     wanted = min(NEIGHBOURS + 1, count)
     if count <= EXACT_TO:
-        scores, neighbours = faiss.knn(vectors, vectors, wanted, faiss.METRIC_INNER_PRODUCT)
+        scores, neighbours = nearest_rows(vectors, vectors, wanted)
     else:
+        import faiss
+
         cells = int(2 * count**0.5)
         index = faiss.IndexIVFFlat(
             faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT

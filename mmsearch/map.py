@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.nearest import nearest_rows
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, FloatArray, IntArray
 
@@ -171,14 +172,11 @@ def _placed(vectors: FloatArray, progress: Progress) -> FloatArray:
     count = len(vectors)
     if count < FEW:
         return _fitted(_principal(vectors)) if count else np.empty((0, 2), np.float32)
-    import faiss
     from openTSNE import TSNEEmbedding, affinity, initialization, nearest_neighbors
 
     perplexity = min(PERPLEXITY, (count - 1) / 3)
-    index = faiss.IndexFlatL2(vectors.shape[1])
-    index.add(vectors)
-    squared, neighbours = index.search(vectors, min(count, int(3 * perplexity) + 1))
-    distances = np.sqrt(np.maximum(squared[:, 1:], 0.0))  # the first is the row itself, or one that equals it
+    cosines, neighbours = nearest_rows(vectors, vectors, int(3 * perplexity) + 1)
+    distances = np.sqrt(np.maximum(2 - 2 * cosines[:, 1:], 0.0))  # the first is the row itself, or one that equals it
     affinities = affinity.PerplexityBasedNN(
         perplexity=perplexity,
         knn_index=nearest_neighbors.PrecomputedNeighbors(neighbours[:, 1:], distances),
@@ -221,17 +219,13 @@ class _Sample:
     def __init__(
         self, reader: Reader, rows: IntArray, points: FloatArray, is_text: BoolArray, means: FloatArray
     ) -> None:
-        import faiss
-
-        vectors = _centred(_vectors(reader, rows), is_text, means)
-        self._index: faiss.Index = faiss.IndexFlatIP(vectors.shape[1])
-        self._index.add(vectors)
+        self._vectors = _centred(_vectors(reader, rows), is_text, means)
         self._points = points
         self._apart = 0.3 / np.sqrt(max(len(points), 1))  # a third of what would be between points spread evenly
 
     def places(self, vectors: FloatArray, rows: IntArray) -> FloatArray:
         """(n, 2) float32, the same for the same row: between those neighbours that stand near the first."""
-        cosines, neighbours = self._index.search(vectors, min(NEIGHBOURS, self._index.ntotal))
+        cosines, neighbours = nearest_rows(vectors, self._vectors, NEIGHBOURS)
         around = self._points[neighbours]  # (n, neighbours, 2)
         away = np.linalg.norm(around - around[:, :1], axis=2)
         weights = np.where(away < NEAR, np.maximum(cosines, 1e-3), 0.0)[..., None]

@@ -26,6 +26,28 @@ def nearest_centre(rows: FloatArray, centres: FloatArray) -> tuple[IntArray, Flo
     return nearest, np.maximum((rows * rows).sum(axis=1) - 2 * best, 0)
 
 
+def nearest_rows(queries: FloatArray, rows: FloatArray, count: int) -> tuple[FloatArray, IntArray]:
+    """For each of the queries (q, dim) the rows (n, dim) of the greatest products: these (q, k), and which rows (q, k).
+
+    Best first, ties by place; k = min(count, n).
+    """
+    count = min(count, len(rows))
+    scores, places = np.empty((len(queries), count), np.float32), np.empty((len(queries), count), np.int64)
+    if not count:
+        return scores, places
+    step = max(1, PRODUCT // len(rows))
+    room = np.empty((min(step, len(queries)), len(rows)), np.float32)
+    for start in range(0, len(queries), step):
+        some = slice(start, start + step)
+        every = np.matmul(queries[some], rows.T, out=room[: len(queries[some])])
+        best = np.sort(np.argpartition(every, len(rows) - count, axis=1)[:, len(rows) - count :], axis=1)
+        told = np.take_along_axis(every, best, axis=1)
+        order = np.argsort(-told, axis=1, kind="stable")
+        scores[some] = np.take_along_axis(told, order, axis=1)
+        places[some] = np.take_along_axis(best, order, axis=1)
+    return scores, places
+
+
 def kmeans(rows: FloatArray, number: int, rounds: int) -> FloatArray:
     """Centres (number, dim) of the rows (n, dim), n >= 1: Lloyd's algorithm (1982), the same ones every time.
 

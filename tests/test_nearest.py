@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmsearch import nearest
-from mmsearch.nearest import Neighbours, kmeans, nearest_centre
+from mmsearch.nearest import Neighbours, kmeans, nearest_centre, nearest_rows
 
 
 @settings(max_examples=30)
@@ -21,6 +21,21 @@ def test_the_nearest_centre_is_the_nearest(rows: int, centres: int, dim: int, se
     every = ((some[:, None].astype(np.float64) - means[None]) ** 2).sum(axis=2)
     assert every[np.arange(rows), places] == pytest.approx(every.min(axis=1), abs=1e-4)
     assert squared == pytest.approx(every.min(axis=1), abs=1e-4)
+
+
+@settings(max_examples=30)
+@given(queries=st.integers(0, 20), rows=st.integers(0, 40), count=st.integers(1, 9), seed=st.integers(0, 99))
+def test_the_nearest_rows_are_the_nearest(queries: int, rows: int, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    asked = rng.integers(-2, 3, (queries, 3)).astype(np.float32)  # with many ties
+    some = rng.integers(-2, 3, (rows, 3)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest, "PRODUCT", 7 * max(1, rows))
+        scores, places = nearest_rows(asked, some, count)
+    every = asked @ some.T
+    assert scores.tolist() == np.sort(every, axis=1)[:, ::-1][:, :count].tolist()
+    assert np.take_along_axis(every, places, axis=1).tolist() == scores.tolist()
+    assert all(len(set(row)) == len(row) for row in places.tolist())
 
 
 def test_kmeans_finds_the_middles_of_clusters() -> None:
