@@ -1,8 +1,10 @@
 """The file beside cells says what the store says, or is not believed."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +170,26 @@ def test_one_that_is_cut_short_while_it_is_open_is_not_believed(store: Store) ->
         os.truncate(path(store), 1_000)
         ids, scores = index.search(reader, "image", query, 20)
     assert ids.tolist() == before[0].tolist() and scores.tolist() == before[1].tolist()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"file": "../index.db"}',
+        "[]",
+        "rubbish",
+        {"file": "../index.db"},
+        {"dim": -1},
+        {"dim": 2**40},
+        {"through": "x"},
+    ],
+)
+def test_nonsense_in_the_store_is_no_file(store: Store, said: str | dict[str, object]) -> None:
+    query = Workload(COUNT, DIM).image_queries(1)[0]
+    before = found(store, query)
+    text = said if isinstance(said, str) else json.dumps(asdict(told(store)) | said)
+    with store.write() as writer, writer.transaction():
+        writer.set(rows.SETTING, text)
+    assert found(store, query) == before
+    build(store)
+    assert_same(store)

@@ -30,6 +30,7 @@ READS_AT_A_PLACE = hasattr(os, "pread")  # not on Windows, where short lists are
 SETTING = "rows"
 SUFFIX = ".rows"
 BLOCK_BYTES = 2**25  # read at once
+WIDEST = 2**16  # numbers of a vector
 WIDE_GAP = 4  # ids; narrower ones are filled with zeros
 
 
@@ -45,12 +46,15 @@ class Told:
 
     @classmethod
     def by(cls, reader: Reader) -> "Told | None":
-        """None where there is no file of the heads in use."""
+        """None where there is no file of the heads in use, or where what is said makes no sense."""
         try:
             told = cls(**json.loads(reader.setting(SETTING) or ""))
         except (ValueError, TypeError):
             return None
-        return told if told.heads == reader.setting("heads") and told.file == Path(told.file).name else None
+        named = isinstance(told.file, str) and told.file == Path(told.file).name
+        counted = all(type(number) is int for number in (told.dim, told.through, told.count))
+        sound = named and counted and 0 < told.dim <= WIDEST and told.through >= 0
+        return told if sound and told.heads == reader.setting("heads") else None
 
     def keep(self, writer: Writer) -> None:
         """From now on readers believe the rows of the file."""
