@@ -103,6 +103,22 @@ class DecodePool:
             most = 3 * LONGEST_WITHIN * min(self._spec.width, self._spec.height) ** 2
         return self._run(paths, asked, most, lambda header, body: _decoded(header, body, self._spec))
 
+    def batches(
+        self, paths: Iterable[str], size: int, skipped: Callable[[Skip], None]
+    ) -> Iterator[list[tuple[str, Decoded]]]:
+        """The same pictures with their paths, `size` at a time; what there is no picture of goes to `skipped`."""
+        batch: list[tuple[str, Decoded]] = []
+        for path, decoded in self.decode(paths):
+            if isinstance(decoded, Skip):
+                skipped(decoded)
+            else:
+                batch.append((path, decoded))
+            if len(batch) == size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
     def thumbnails(self, paths: Iterable[str], size_px: int) -> Iterator[tuple[str, bytes | Skip]]:
         """Each path with a JPEG whose longer side is at most `size_px`, or the reason why there is none."""
         asked = {"job": "thumbnail", "size_px": size_px}

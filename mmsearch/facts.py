@@ -1,5 +1,7 @@
-"""What is known of a picture, and which files may be pictures; apart from `media`, whose decoders a search by words is
-spared."""
+"""What is known of a picture, and which files may be pictures.
+
+Apart from `media`, which imports the decoders: a search by words is spared them.
+"""
 
 from dataclasses import dataclass
 

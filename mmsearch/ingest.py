@@ -139,26 +139,12 @@ class _Run:
         if not files:
             return
         encoder = self._load_encoder()
+        by_path = {file.path: file for file in files}
         # Encoded and written together: a kill loses two batches at most
         with DecodePool(pixels_of(encoder), timeout_s=self._options.decode_timeout_s) as pool:
-            batches = self._decoded(pool, {file.path: file for file in files})
+            batches = pool.batches(by_path, PICTURES_AT_ONCE, lambda skip: self._skip(by_path[skip.path], skip))
             for batch, embedded in embed_batches(encoder, batches, lambda one: one[1].pixels):
-                self._write_pictures(batch, embedded)
-
-    def _decoded(
-        self, pool: DecodePool, files: Mapping[str, SourceFile]
-    ) -> Iterator[Sequence[tuple[SourceFile, Decoded]]]:
-        batch: list[tuple[SourceFile, Decoded]] = []
-        for path, decoded in pool.decode(files):
-            if isinstance(decoded, Skip):
-                self._skip(files[path], decoded)
-            else:
-                batch.append((files[path], decoded))
-            if len(batch) == PICTURES_AT_ONCE:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+                self._write_pictures([(by_path[path], decoded) for path, decoded in batch], embedded)
 
     def _write_pictures(self, batch: Sequence[tuple[SourceFile, Decoded]], embedded: Sequence[Embedded]) -> None:
         read = list(zip(batch, embedded, strict=True))

@@ -83,10 +83,8 @@ class Neighbours:
 
     def see(self, ids: IntArray, rows: FloatArray) -> None:
         """A block of ids (n,) and rows (n, dim)."""
-        count = min(len(ids), self._count + 1)
-        scores = self._queries @ rows.T
-        places = np.argpartition(scores, -count, axis=1)[:, -count:]
-        scores = np.concatenate((self._scores, np.take_along_axis(scores, places, axis=1)), axis=1)
+        scores, places = nearest_rows(self._queries, rows, self._count + 1)
+        scores = np.concatenate((self._scores, scores), axis=1)
         known = np.concatenate((self._ids, ids[places]), axis=1)
         best = np.argsort(-scores, axis=1, kind="stable")[:, : self._count + 1]
         self._scores = np.take_along_axis(scores, best, axis=1)

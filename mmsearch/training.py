@@ -215,9 +215,11 @@ class _Gathering:
         if self._store is not None:
             with self._store.read() as reader:
                 contents = reader.content_of_files(paths)
-        left = [path for path in paths if path not in contents]
+        left = list(paths)
         if self._knows_pictures():
-            for path in left:
+            for path in paths:
+                if path in contents:
+                    continue
                 try:
                     contents[path] = media.content_hash(path)
                 except MediaError as error:
@@ -228,7 +230,7 @@ class _Gathering:
             left = [path for path, content in contents.items() if content not in self._known["image"]]
         if left:
             with DecodePool(pixels_of(self._encoder())) as pool:
-                batches = self._decoded(pool, left)
+                batches = pool.batches(left, PICTURES_AT_ONCE, self._fail)
                 for batch, embedded in embed_batches(self._encoder(), batches, lambda one: one[1].pixels):
                     hashes = [one.facts.content_hash for _, one in batch]
                     contents |= zip((path for path, _ in batch), hashes, strict=True)
@@ -242,18 +244,8 @@ class _Gathering:
         with self._store.read() as reader:
             return reader.has_encoded("image")
 
-    def _decoded(self, pool: DecodePool, paths: Iterable[str]) -> Iterator[Sequence[tuple[str, Decoded]]]:
-        batch: list[tuple[str, Decoded]] = []
-        for path, one in pool.decode(paths):
-            if isinstance(one, Skip):
-                self._failed[path] = f"the picture {one.reason}"
-            else:
-                batch.append((path, one))
-            if len(batch) == PICTURES_AT_ONCE:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    def _fail(self, skip: Skip) -> None:
+        self._failed[skip.path] = f"the picture {skip.reason}"
 
     def _encode(self, decoded: Sequence[tuple[str, Decoded]]) -> None:
         if decoded:

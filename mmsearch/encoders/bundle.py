@@ -361,7 +361,7 @@ class TowerSession:
         """From now on several threads run it at the same time, each on a core of its own."""
         self._abreast = True
 
-    def _way(self) -> "Way":
+    def _way(self) -> Way:
         if self._tower == "image":
             return "abreast" if self._abreast else "alone"
         return "often" if self._runs > RUNS_BEFORE_PACKING else "rarely"

@@ -74,7 +74,7 @@ def resized_size(width: int, height: int, spec: PixelSpec) -> tuple[int, int]:
 def _filter(interpolation: str) -> "Image.Resampling":
     from PIL import Image  # here: a search by words has no use for it
 
-    return {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[interpolation]
+    return Image.Resampling[interpolation.upper()]
 
 
 def _centre(image: "Image.Image", size: tuple[int, int], spec: PixelSpec) -> npt.NDArray[np.uint8]:

@@ -85,7 +85,7 @@ class Cells:
         projected = rows @ directions  # (n, width)
         width = directions.shape[1]
         cells: Any = faiss.IndexIVFScalarQuantizer(
-            _promising(kmeans(projected[: PER_CELL * number], number, ROUNDS), projected),
+            _promising(kmeans(projected, number, ROUNDS), projected),
             width,
             number,
             faiss.ScalarQuantizer.QT_8bit,

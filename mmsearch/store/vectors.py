@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -263,22 +263,17 @@ class VectorIndex:
             keep.append(segment)
         after = max((segment.through_id for segment in (*keep, *built)), default=0)
         changed = built or last > reaches or np.any(dead > after) or len(keep) + 1 < len(segments)
-        in_cells = READS_AT_A_PLACE and any(segment.cells for segment in (*keep, *built))
+        in_cells = [segment.through_id for segment in (*keep, *built) if segment.cells] if READS_AT_A_PLACE else []
         flat = not in_cells or _open_flat(writer, kind, looks=200) is not None
         if changed or not all(sound) or not flat:
-            rows = self._rows_for(writer, [*keep, *built], anew=not flat)
+            told = write_rows(writer, self._folder, max(in_cells), anew=not flat) if in_cells else None
             built += self._build_after(writer, kind, after)
             with writer.transaction():
-                if rows is not None:
-                    rows.keep(writer)
+                if told is not None:
+                    told.keep(writer)
                 writer.put_segments(kind, keep, built, last)
         if not writer.connection.in_transaction:  # until that ends, others read the old files
             self.sweep(writer)
-
-    def _rows_for(self, writer: Writer, segments: Sequence[Segment], *, anew: bool) -> Told | None:
-        """The file of rows, brought up to where cells are; None where none of the segments has any."""
-        through = max((segment.through_id for segment in segments if segment.cells), default=0)
-        return write_rows(writer, self._folder, through, anew=anew) if through and READS_AT_A_PLACE else None
 
     def _build_cells(
         self,
@@ -453,11 +448,15 @@ def _scored(reader: Reader, opened: _Opened, ids: IntArray, query: FloatArray) -
     scored: list[tuple[IntArray, FloatArray]] = []
     told: list[tuple[IntArray, IntArray]] = []
     if opened.rows is not None and opened.revision == reader.revision():  # else it may hold what this reader does not
+        left = [ids[:0]]
         for start in range(0, len(ids), SCORED_AT_ONCE):
-            there, items, rows = opened.rows.read(ids[start : start + SCORED_AT_ONCE])
+            part = ids[start : start + SCORED_AT_ONCE]
+            there, items, rows = opened.rows.read(part)
             scored.append((there, cosines(rows.astype(np.float32), query)))
             told.append((there, items))
-        ids = np.setdiff1d(ids, np.concatenate([there for there, _ in told]) if told else ids[:0])
+            if len(there) < len(part):
+                left.append(np.setdiff1d(part, there))
+        ids = np.concatenate(left)
     scored += [(part, cosines(rows.astype(np.float32), query)) for part, rows in reader.stored_vectors(ids.tolist())]
     for there, items in told:
         reader.remember(there.tolist(), items.tolist())
