@@ -1,7 +1,7 @@
 """Nearest rows by one product of matrices after another, in numpy.
 
 FAISS brings a BLAS of its own, which takes processors that it does not know for the oldest that it does: on a Xeon of
-2023 its products take eight times as long as numpy's. So what compares very many rows with very many is done here.
+2023 its nearest centres take three times as long as these. So what compares very many rows with very many is done here.
 """
 
 import numpy as np
