@@ -40,7 +40,8 @@ from mmsearch.errors import MediaError
 from mmsearch.facts import Decoded, ImageFacts
 
 LARGE_BYTES = 150_000_000  # a picture that takes more to decode (12 megapixels of HEIC take 120 MB) is decoded alone
-LOOKAHEAD = 32  # pictures asked for and not yet handed on: two batches of 16, one being encoded and one being decoded
+AT_ONCE = 16  # pictures that are handed on together
+MOST_WORKERS = 24  # more give this process more than it can write
 
 _WORKER_DATA_BYTES = 1_100_000_000  # the most that a worker may hold: MAX_DECODE_BYTES, Python, and some air
 _START_S = 60.0
@@ -68,12 +69,20 @@ class DecodePool:
     """
 
     def __init__(
-        self, spec: PixelSpec, *, workers: int | None = None, timeout_s: float = 60.0, lookahead: int = LOOKAHEAD
+        self,
+        spec: PixelSpec,
+        *,
+        workers: int | None = None,
+        timeout_s: float = 60.0,
+        at_once: int = AT_ONCE,
+        alone: bool = False,
     ) -> None:
+        """at_once: pictures that are handed on together. alone: nothing else wants the cores, since a GPU encodes."""
         self._spec = spec
-        self._n_workers = workers or default_workers()
+        self._n_workers = workers or default_workers(alone=alone)
         self._timeout_s = timeout_s
-        self._lookahead = max(lookahead, self._n_workers)
+        # Asked for and not yet handed on: a batch that is being encoded, and one that is being decoded
+        self._lookahead = max(2 * at_once, self._n_workers)
         self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(self._n_workers)  # one for each picture, all of it for a large one
         self._one_large = threading.Lock()
@@ -150,7 +159,8 @@ class DecodePool:
         try:
             while True:
                 while n_open < self._lookahead and (path := next(left, None)) is not None:
-                    self._submit(_Request(path, os.getcwd(), asked, most_bytes, understand, done, abandoned))
+                    folder = "" if os.path.isabs(path) else os.getcwd()
+                    self._submit(_Request(path, folder, asked, most_bytes, understand, done, abandoned))
                     n_open += 1
                 if n_open == 0:
                     return
@@ -261,16 +271,19 @@ class DecodePool:
         return _answer(message) if worker is None else worker.ask(message, request.most_bytes, self._timeout_s)
 
 
-def default_workers() -> int:
-    """Half of the cores: decoding a photograph costs half of what encoding it does; the memory of four is enough."""
+def default_workers(*, alone: bool = False) -> int:
+    """Half of the cores: decoding a photograph costs half of what encoding it does; the memory of four is enough.
+
+    alone: all of them but one, for this process.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, max(2, cores // 2))
+    return min(MOST_WORKERS, max(2, cores - 1)) if alone else min(4, max(2, cores // 2))
 
 
 @dataclass(frozen=True, eq=False)
 class _Request(Generic[Result]):
     path: str
-    folder: str  # that the path is relative to; the program may move on
+    folder: str  # that a relative path is relative to; the program may move on
     asked: dict[str, Any]
     most_bytes: int  # of an honest answer
     understand: Callable[[dict[str, Any], PixelArray], Result]

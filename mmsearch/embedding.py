@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray, PixelArray
+from mmsearch.encoders.bundle import Bundle
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import MediaError, ModelError, QueryError
 from mmsearch.facts import Decoded
@@ -18,6 +19,7 @@ from mmsearch.query import picture
 Thing = TypeVar("Thing")
 
 PICTURES_AT_ONCE = 16
+PICTURES_AT_ONCE_ON_GPU = 256
 TEXTS_AT_ONCE = 64
 
 # For an encoder that does not say what it reads
@@ -45,6 +47,13 @@ class Embedded(NamedTuple):
 def pixels_of(encoder: Encoder) -> PixelSpec:
     """The pixels that an encoder reads."""
     return encoder.pixels if isinstance(encoder, FeatureEncoder) else PLAIN_PIXELS
+
+
+def pictures_at_once(encoder: Encoder, count: int) -> int:
+    """How many of so many pictures make a batch; a GPU, where one is there and worth it, is started. ModelError."""
+    if isinstance(encoder, Bundle) and encoder.uses_gpu_for(count):
+        return PICTURES_AT_ONCE_ON_GPU
+    return PICTURES_AT_ONCE
 
 
 def encodable(text: str) -> str:

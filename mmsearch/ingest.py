@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mmsearch.decoding import DecodePool, Skip
-from mmsearch.embedding import PICTURES_AT_ONCE, TEXTS_AT_ONCE, Embedded, embed_batches, embed_texts, fits, pixels_of
+from mmsearch.embedding import (
+    PICTURES_AT_ONCE,
+    TEXTS_AT_ONCE,
+    Embedded,
+    embed_batches,
+    embed_texts,
+    fits,
+    pictures_at_once,
+    pixels_of,
+)
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import MediaError, SourceError
 from mmsearch.everyday import everyday_queries
@@ -141,8 +150,14 @@ class _Run:
         encoder = self._load_encoder()
         by_path = {file.path: file for file in files}
         # Encoded and written together: a kill loses two batches at most
-        with DecodePool(pixels_of(encoder), timeout_s=self._options.decode_timeout_s) as pool:
-            batches = pool.batches(by_path, PICTURES_AT_ONCE, lambda skip: self._skip(by_path[skip.path], skip))
+        at_once = pictures_at_once(encoder, len(files))
+        with DecodePool(
+            pixels_of(encoder),
+            timeout_s=self._options.decode_timeout_s,
+            at_once=at_once,
+            alone=at_once > PICTURES_AT_ONCE,
+        ) as pool:
+            batches = pool.batches(by_path, at_once, lambda skip: self._skip(by_path[skip.path], skip))
             for batch, embedded in embed_batches(encoder, batches, lambda one: one[1].pixels):
                 self._write_pictures([(by_path[path], decoded) for path, decoded in batch], embedded)
 

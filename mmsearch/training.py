@@ -24,6 +24,7 @@ from mmsearch.embedding import (
     embed_pixels,
     embed_texts,
     encodable,
+    pictures_at_once,
     pixels_of,
 )
 from mmsearch.encoders.base import Encoder, FloatArray
@@ -229,8 +230,9 @@ class _Gathering:
             self._look_up("image", list(dict.fromkeys(contents.values())))
             left = [path for path, content in contents.items() if content not in self._known["image"]]
         if left:
-            with DecodePool(pixels_of(self._encoder())) as pool:
-                batches = pool.batches(left, PICTURES_AT_ONCE, self._fail)
+            at_once = pictures_at_once(self._encoder(), len(left))
+            with DecodePool(pixels_of(self._encoder()), at_once=at_once, alone=at_once > PICTURES_AT_ONCE) as pool:
+                batches = pool.batches(left, at_once, self._fail)
                 for batch, embedded in embed_batches(self._encoder(), batches, lambda one: one[1].pixels):
                     hashes = [one.facts.content_hash for _, one in batch]
                     contents |= zip((path for path, _ in batch), hashes, strict=True)

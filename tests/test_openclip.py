@@ -17,10 +17,12 @@ from PIL import Image
 from mmsearch.encoders import Bundle
 from mmsearch.encoders.bundle import upright_rgb
 from mmsearch.encoders.openclip import bundle_folder, bundle_for, hub_answers, make_bundle, parse_name
+from mmsearch.encoders.preprocess import fit
 from mmsearch.errors import ModelError
 
 open_clip = pytest.importorskip("open_clip")
 torch = pytest.importorskip("torch")
+from mmsearch.encoders.torch_graph import TorchGraph  # noqa: E402
 
 TEXTS = [
     "",
@@ -239,6 +241,15 @@ def test_pictures_get_open_clips_own_vectors(pair: Pair) -> None:
         batch = torch.stack([pair.transform(upright_rgb(image)) for image in images])
         expected = pair.model.encode_image(batch).numpy()
     assert_rows_agree(pair.bundle.encode_images(images), expected)
+
+
+def test_torch_runs_the_image_tower_as_onnx_runtime_does(pair: Pair) -> None:
+    pixels = np.stack([fit(upright_rgb(picture), pair.bundle.pixels) for picture in pictures()])
+    expected = pair.bundle.image_features(pixels)
+    graph = TorchGraph(pair.bundle.folder / "image.onnx", torch.device("cpu"), torch.float32)
+    for some in (slice(0, 10), slice(0, 10), slice(2, 5), slice(1, 2)):  # a number that it knows, and new ones
+        found = graph.run(torch.from_numpy(pixels[some]))["features"].numpy()
+        np.testing.assert_allclose(found, expected[some], rtol=0, atol=2e-4 * np.abs(expected).max())
 
 
 def test_texts_get_open_clips_own_vectors(pair: Pair) -> None:

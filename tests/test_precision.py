@@ -227,14 +227,14 @@ def test_an_encoder_of_ones_own_has_no_precision(good: Converted, tmp_path: Path
         Index(tmp_path / "index", encoder=good.full, precision="int8")
 
 
-@pytest.mark.skipif(has_cuda(), reason="this onnxruntime has CUDA")
+@pytest.mark.skipif(has_cuda(), reason="there is a CUDA GPU here")
 def test_without_cuda_auto_is_the_processor_and_cuda_is_one_clear_sentence(mmsearch: Run, home: Path) -> None:
     expected = load_encoder("lite", device="cpu").encode_images(pictures()[:1])
     np.testing.assert_array_equal(load_encoder("lite", device="auto").encode_images(pictures()[:1]), expected)
-    with pytest.raises(ModelError, match="pip install onnxruntime-gpu in place of onnxruntime, or take --device cpu"):
+    with pytest.raises(ModelError, match=r"torch finds no CUDA GPU here\. Take --device cpu, or install"):
         load_encoder("lite", device="cuda")
     pictures()[0].save(home / "one.png")
     refused = mmsearch("index", "one.png", "--model", "lite", "--device", "cuda")
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert "onnxruntime-gpu" in refused.stderr
+    assert "torch finds no CUDA GPU here. Take --device cpu" in refused.stderr
     assert "Traceback" not in refused.stderr

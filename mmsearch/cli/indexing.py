@@ -37,7 +37,7 @@ SHOWN_SKIPS = 10
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="What encodes pictures; auto takes a CUDA GPU where onnxruntime has one.",
+    help="What encodes pictures; auto takes a CUDA GPU, if there is one, for many pictures.",
 )
 @click.option(
     "--captions",

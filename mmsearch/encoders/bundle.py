@@ -22,7 +22,9 @@ was made, as far as that holds on any processor. A bundle in 8 bits is made from
 import ctypes
 import hashlib
 import html
+import importlib.util
 import json
+import logging
 import math
 import os
 import re
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from tokenizers import Tokenizer
 
+    from mmsearch.encoders.gpu import GpuTower
+
 Clean: TypeAlias = Literal["none", "whitespace", "lower", "canonicalize"]
 Tower: TypeAlias = Literal["image", "text"]
 Graph: TypeAlias = Literal["image", "text", "fusion", "decoder"]
@@ -66,7 +70,6 @@ Way: TypeAlias = Literal["alone", "abreast", "rarely", "often"]
 FORMAT = 1
 MANIFEST = "preprocess.json"
 INT8 = "#int8"  # ends the name of a bundle in 8 bits, so that an index remembers which of the two it was made with
-CUDA = "CUDAExecutionProvider"
 PLACING_ATTEMPTS = 20  # each is lost only where another writer comes in between
 IMAGES_AT_ONCE = 4  # of a list, whose pixels stand in memory together
 # A core has pictures of its own, where there are so many: no core waits for another within a picture, and decoders find
@@ -74,11 +77,14 @@ IMAGES_AT_ONCE = 4  # of a list, whose pixels stand in memory together
 # pictures a call: ViT-B-32-256 18.9 -> 20.7 -> 23.3, MobileCLIP2-S0 44.6 -> 49.3 -> 50.6, lite 115 -> 127 -> 124.
 MOST_CALLS = 8
 IMAGES_A_CALL = 4
+FOR_A_GPU = 256  # pictures; for fewer it does not pay to start one, which takes some seconds
 TEXTS_AT_ONCE = 16
 # Weights can be unpacked from 8 bits and laid out for the processor when a tower is loaded. Of the text tower of
 # ViT-B-32-256 that takes 0.15 s and then saves 13 ms a run; of lite's 0.07 s and 29 MB, and saves 4.8 of 8 ms: it pays
 # for whoever has much to encode, not for one query on the command line.
 RUNS_BEFORE_PACKING = 8
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,8 +137,10 @@ class Bundle:
         """For `Bundle.open`, which reads the manifest."""
         self.folder = folder
         self._manifest = manifest
-        self._image_tower = TowerSession(folder, "image", device)
+        self._device = device
+        self._image_tower = TowerSession(folder, "image")
         self._text_tower = TowerSession(folder, "text")
+        self._gpu_tower: GpuTower | None = None
         self._lock = threading.RLock()
         self._tokenizer: Tokenizer | None = None
         self._a_text_was_read = False
@@ -147,17 +155,17 @@ class Bundle:
     def on(self, device: Device) -> "Bundle":
         """The same bundle, its pictures encoded on a device; texts, few and short, stay on the processor.
 
-        auto: a CUDA GPU where onnxruntime has one to use; the processor for a bundle in 8 bits, which is made for it.
-        Raises ModelError for cuda where it cannot be.
+        auto: a CUDA GPU where there is one, for many pictures (`uses_gpu_for`); the processor for a bundle in
+        8 bits, which is made for it. Raises ModelError for cuda where it cannot be.
         """
         if device == "cuda" and not has_cuda():
             raise ModelError(
-                "This onnxruntime cannot use a CUDA GPU: pip install onnxruntime-gpu in place of onnxruntime, or take "
-                "--device cpu."
+                "torch finds no CUDA GPU here. Take --device cpu, or install the NVIDIA driver and a torch with CUDA "
+                "(pytorch.org/get-started)."
             )
         if device == "cuda" and self.precision == "int8":
             raise ModelError(f"'{self.name}' runs on the processor alone. Take --precision fp32 for --device cuda.")
-        if device == "auto" and (self.precision == "int8" or not has_cuda()):
+        if device == "auto" and self.precision == "int8":
             device = "cpu"
         return Bundle(self.folder, self._manifest, device)
 
@@ -231,11 +239,19 @@ class Bundle:
         spec = self._manifest.text
         return len(self._tokens().encode(clean_text(text, spec.clean))) + (spec.last_id is not None)
 
+    def uses_gpu_for(self, count: int) -> bool:
+        """Whether a GPU encodes so many pictures, from here on; it is started now if it was not, which takes seconds.
+
+        Then they are best given to `image_features` some 256 at a time. Raises ModelError.
+        """
+        return self._tower_on_gpu(count) is not None
+
     def encode_images(self, images: "Sequence[Image.Image]") -> FloatArray:
         """(n, dim) float32, rows of length 1. Pictures of any mode and size; EXIF orientation is heeded."""
         vectors = [np.empty((0, self.dim), dtype=np.float32)]
-        for start in range(0, len(images), IMAGES_AT_ONCE):  # so that a long list never stands as pixels all at once
-            batch = [fit(upright_rgb(image), self.pixels) for image in images[start : start + IMAGES_AT_ONCE]]
+        at_once = FOR_A_GPU if self.uses_gpu_for(len(images)) else IMAGES_AT_ONCE
+        for start in range(0, len(images), at_once):  # so that a long list never stands as pixels all at once
+            batch = [fit(upright_rgb(image), self.pixels) for image in images[start : start + at_once]]
             vectors.append(self.project_images(self.image_features(np.stack(batch))))
         return np.concatenate(vectors)
 
@@ -247,6 +263,8 @@ class Bundle:
         """(n, height, width, 3) uint8 -> (n, image features) float32, as they come out of the tower."""
         if not len(pixels):
             return np.empty((0, self._image_tower.width()), dtype=np.float32)
+        if (gpu := self._tower_on_gpu(len(pixels))) is not None:
+            return gpu.run({"pixels": pixels})
         calls = min(len(pixels), _cores(), MOST_CALLS)
         # In 8 bits one scale is chosen for all that is run together: alone, a picture does not depend on its neighbours
         most = 1 if self.precision == "int8" else IMAGES_A_CALL
@@ -280,6 +298,30 @@ class Bundle:
     def project_texts(self, features: FloatArray) -> FloatArray:
         """(n, text features) -> (n, dim) float32, rows of length 1."""
         return project(self._manifest.text_head, features, self._head_tensors("text"))
+
+    def _tower_on_gpu(self, count: int) -> "GpuTower | None":
+        """That encodes so many pictures, loaded by now; None where the processor does. Raises ModelError."""
+        if self._device == "cpu":
+            return None
+        with self._lock:
+            worth_it = self._device == "cuda" or count >= FOR_A_GPU
+            if self._gpu_tower is None and worth_it and has_cuda():
+                try:
+                    self._gpu_tower = self._load_on_gpu()
+                except ModelError as error:
+                    if self._device == "cuda":
+                        raise ModelError(f"{self.name} cannot use the GPU: {error}. Take --device cpu.") from error
+                    _log.warning("%s is run on the processor: %s.", self.name, error)
+                    self._device = "cpu"
+            return self._gpu_tower if self._gpu_tower is not None and self._gpu_tower.usable else None
+
+    def _load_on_gpu(self) -> "GpuTower":
+        from mmsearch.encoders.gpu import GpuTower  # here: torch, which nothing else that encodes needs
+        from mmsearch.encoders.quantise import sample_pictures
+
+        sample = np.stack([fit(picture, self.pixels) for picture in sample_pictures(of_a_kind=1)])
+        expected = np.concatenate([self._image_tower.run({"pixels": sample[n : n + 1]}) for n in range(len(sample))])
+        return GpuTower(self.folder / "image.onnx", sample, expected)
 
     def _token_row(self, text: str, *, alone: bool = False) -> list[int]:
         spec = self._manifest.text
@@ -331,10 +373,9 @@ class Bundle:
 class TowerSession:
     """An ONNX Runtime session that is made at its first run, once in every process that runs it."""
 
-    def __init__(self, folder: Path, tower: Graph, device: Device = "cpu") -> None:
+    def __init__(self, folder: Path, tower: Graph) -> None:
         self._folder = folder
         self._tower = tower
-        self._device = device
         # By process id: the threads of a session do not survive a fork, and neither does a lock that was held then.
         self._sessions: dict[int, tuple[Way, InferenceSession]] = {}
         self._locks: dict[int, threading.Lock] = {}
@@ -373,7 +414,7 @@ class TowerSession:
             with self._locks.setdefault(process, threading.Lock()):
                 opened = self._sessions.get(process)
                 if opened is None or opened[0] != way:
-                    opened = self._sessions[process] = way, _open_session(self._folder, self._tower, way, self._device)
+                    opened = self._sessions[process] = way, _open_session(self._folder, self._tower, way)
         return opened[1]
 
 
@@ -671,13 +712,19 @@ def _cores() -> int:
 
 
 def has_cuda() -> bool:
-    """Whether this onnxruntime was built to run on CUDA GPUs."""
-    import onnxruntime as ort
+    """Whether torch can use a CUDA GPU; where there is no NVIDIA driver it is not asked, which would take seconds."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    import torch
 
-    return CUDA in ort.get_available_providers()
+    return torch.cuda.is_available()
 
 
-def _open_session(folder: Path, tower: Graph, way: Way, device: Device) -> "InferenceSession":
+def _open_session(folder: Path, tower: Graph, way: Way) -> "InferenceSession":
     import onnxruntime as ort
     from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
@@ -698,9 +745,8 @@ def _open_session(folder: Path, tower: Graph, way: Way, device: Device) -> "Infe
     # comes alone takes as long without, and half of the processor's time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = folder / f"{tower}.onnx"
-    gpu = [CUDA] if device != "cpu" else []
     try:
-        session = ort.InferenceSession(os.fspath(path), options, providers=[*gpu, "CPUExecutionProvider"])
+        session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except (
         failures.Fail,
         failures.InvalidArgument,
@@ -711,10 +757,6 @@ def _open_session(folder: Path, tower: Graph, way: Way, device: Device) -> "Infe
         failures.RuntimeException,
     ) as error:
         raise _damaged(folder, f"{path.name} cannot be loaded") from error
-    if device == "cuda" and CUDA not in session.get_providers():  # onnxruntime goes on with the processor by itself
-        raise ModelError(
-            "onnxruntime finds no CUDA GPU, or not the CUDA libraries it needs: install them, or take --device cpu."
-        )
     _OPEN_SESSIONS.add(session)
     return session
 

@@ -165,7 +165,8 @@ def load_encoder(
     progress: called with a line for a person, now and then.
     precision: of an open_clip model. "auto" is int8 where that answers as fp32 does, by a built-in sample, and no GPU
         encodes; see `encoders.quantise`.
-    device: where pictures are encoded. "auto" is a CUDA GPU where onnxruntime has one to use, else the processor.
+    device: where pictures are encoded. "auto" is a CUDA GPU where torch has one and the pictures are many, else the
+        processor.
 
     Raises ModelError.
     """

@@ -150,10 +150,10 @@ OF_A_KIND = 12
 Random = np.random.Generator
 
 
-def sample_pictures() -> list[Image.Image]:
-    """96 drawn pictures of eight kinds, always the same ones."""
+def sample_pictures(of_a_kind: int = OF_A_KIND) -> list[Image.Image]:
+    """Drawn pictures of eight kinds, always the same ones."""
     random = np.random.Generator(np.random.PCG64(0))
-    return [draw(random) for draw in KINDS for _ in range(OF_A_KIND)]
+    return [draw(random) for draw in KINDS for _ in range(of_a_kind)]
 
 
 def _landscape(random: Random) -> Image.Image:

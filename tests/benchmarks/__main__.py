@@ -15,6 +15,7 @@ from tests.benchmarks import (
     crossover,
     duplicates,
     extraction,
+    gpu,
     growth,
     heads,
     indexing,
@@ -42,6 +43,8 @@ ALL = {
     "growth": growth.rows,
     "heads": heads.rows,
     "extraction": extraction.rows,
+    "gpu": gpu.rows,
+    "gpu-files": gpu.rows_from_files,
     "duplicates": duplicates.rows,
 }
 

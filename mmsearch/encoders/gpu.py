@@ -1,0 +1,113 @@
+"""The image tower of a bundle on a CUDA GPU, run by torch, which comes with CUDA where mmsearch does.
+
+ONNX Runtime's build for GPUs is another package that takes the plain one's place, and nothing can ask pip for it just
+where there is a GPU. torch is here anyway, and runs the tower's ONNX graph (`torch_graph`) in 16 bits; its sums, norms
+and softmax add up in 32. Before a tower is used it has to agree with ONNX Runtime on drawn pictures: in 16 bits, or
+where the model's numbers do not fit into those, in 32.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mmsearch.encoders.base import FloatArray, PixelArray
+from mmsearch.encoders.operators import UnknownOperatorError
+from mmsearch.encoders.torch_graph import TorchGraph
+from mmsearch.errors import ModelError
+
+LEAST_COSINE = 0.999  # of a row with ONNX Runtime's
+PICTURES_A_CALL = 128
+PICTURES_TO_TRY = 32
+
+
+class GpuTower:
+    """Runs as `TowerSession` does, on a CUDA GPU. Safe to use from several threads, not in a process forked later."""
+
+    def __init__(self, path: Path, sample: PixelArray, expected: FloatArray) -> None:
+        """Load a tower and compare it. Raises ModelError where torch cannot run it, or not as ONNX Runtime does.
+
+        sample: (n, h, w, 3). expected: (n, features), what ONNX Runtime made of it.
+        """
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._at_once = PICTURES_A_CALL
+        self._by_planes = False
+        cosine = -1.0
+        for dtype in (torch.float16, torch.float32):
+            try:
+                self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                self._graph = TorchGraph(path, torch.device("cuda"), dtype)
+                cosine = _least_cosine(self.run({"pixels": sample}), expected)
+                if cosine >= LEAST_COSINE:
+                    self._by_planes = self._is_faster_by_planes(sample.shape[1:])
+                    return
+            except UnknownOperatorError as error:
+                raise ModelError(f"the model has an operator that is not known on a GPU yet, {error}") from error
+            except (RuntimeError, AssertionError, ValueError) as error:  # torch's, of the GPU and its memory above all
+                raise ModelError(f"torch cannot run it on the GPU ({' '.join(str(error).split())[:200]})") from error
+        raise ModelError(f"the GPU's vectors are not the processor's (cosine {cosine:.4f})")
+
+    @property
+    def usable(self) -> bool:
+        """Whether this is the process that loaded it: CUDA does not survive a fork."""
+        return os.getpid() == self._process
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]], output: str = "features") -> FloatArray:
+        """{"pixels": (n, h, w, 3) uint8} -> one output."""
+        return self.run_for(inputs, (output,))[0]
+
+    def run_for(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[FloatArray]:
+        """-> several outputs, (n, ...) float32. Where the GPU's memory does not do, with fewer pictures a call."""
+        pixels = torch.from_numpy(np.ascontiguousarray(inputs["pixels"]))
+        with self._lock:
+            while True:
+                try:
+                    return self._run(torch.split(pixels, self._at_once), outputs)
+                except torch.cuda.OutOfMemoryError:
+                    if self._at_once == 1:
+                        raise
+                self._at_once //= 2
+                torch.cuda.empty_cache()
+
+    def _run(self, parts: Sequence[Tensor], outputs: Sequence[str]) -> list[FloatArray]:
+        """Each part is on its way to the GPU while the one before is read."""
+        here = torch.cuda.current_stream()
+        found = []
+        for part in parts:
+            with torch.cuda.stream(self._copies):
+                pixels = part.to("cuda")
+            here.wait_stream(self._copies)
+            pixels.record_stream(here)
+            values = self._graph.run(self._laid_out(pixels))
+            found.append([values[name] for name in outputs])
+        return [torch.cat(each).float().cpu().numpy() for each in zip(*found, strict=True)]
+
+    def _laid_out(self, pixels: Tensor) -> Tensor:
+        """The same pictures, where convolutions are faster so, with their colours one after the other in memory."""
+        return pixels.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) if self._by_planes else pixels
+
+    def _is_faster_by_planes(self, shape: tuple[int, ...]) -> bool:
+        """Tried, since it depends on the model: dense convolutions want colours together, those by channel do not."""
+        pixels = torch.zeros(PICTURES_TO_TRY, *shape, dtype=torch.uint8, device="cuda")
+        seconds = {}
+        for self._by_planes in (False, True):
+            for _ in range(3):  # the last counts
+                torch.cuda.synchronize()
+                started = time.perf_counter()
+                self._graph.run(self._laid_out(pixels))
+                torch.cuda.synchronize()
+                seconds[self._by_planes] = time.perf_counter() - started
+        return seconds[True] < seconds[False]
+
+
+def _least_cosine(rows: FloatArray, expected: FloatArray) -> float:
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(np.nan_to_num(((rows * expected).sum(axis=1) / lengths), nan=-1.0).min())
