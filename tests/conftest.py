@@ -14,6 +14,9 @@ pytest_plugins = ["tests.chromium"]
 
 # Nothing here may look for a network; every model that a test uses is made or shipped
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where every core has a test of its own, threads of one would only wait for those of another
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
