@@ -1,48 +1,42 @@
 """Index: the one object that a user holds.
 
 It is where the store, which knows nothing of encoders, and the encoders, which know nothing of the store, meet: it puts
-sources in, answers queries, and checks that both were made with the same model.
+sources in and answers queries. `opened` checks that both were made with the same model, `asking` makes queries vectors.
 """
 
 import contextlib
 import json
 import os
-import re
 import tempfile
-import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from mmsearch import duplicates, garbage, search
-from mmsearch.batching import TextBatcher
+from mmsearch.asking import Asking
 from mmsearch.duplicates import Group
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, decoded_for, embed_pixels, embed_texts, encodable
-from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray
+from mmsearch.encoders.base import Encoder, FloatArray
 from mmsearch.encoders.bundle import INT8, Device, Precision
 from mmsearch.encoders.heads import TrainedHeads
-from mmsearch.errors import ModelError, ModelMismatchError, QueryError, SourceError, UsageError
+from mmsearch.errors import ModelError, SourceError, UsageError
 from mmsearch.everyday import everyday_queries
-from mmsearch.facts import Decoded, ImageFacts
-from mmsearch.items import Item, item
+from mmsearch.facts import ImageFacts
+from mmsearch.items import Item, existing, item, number_of
 from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, described
-from mmsearch.query import Asked, Picture, Query, picture
+from mmsearch.opened import Opened
+from mmsearch.query import Asked, Query, picture
 from mmsearch.reranking import RERANKED, reranked
 from mmsearch.search import Filters, Hit
-from mmsearch.store import queries
 from mmsearch.store.metadata import Store
-from mmsearch.store.queries import QueryCache
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, FileRow, HeadsRow, Kind, NewItem
 from mmsearch.store.vectors import VectorIndex
 from mmsearch.store.writer import Writer
-from mmsearch.turns import Turns
 
 if TYPE_CHECKING:  # and imported where they are used: a search needs none of them
     from PIL import Image
@@ -76,15 +70,6 @@ class Status:
     skipped: tuple[FileRow, ...]
 
 
-class _MadeWith(NamedTuple):
-    """The model of an index on disk; it stays."""
-
-    model: str
-    fingerprint: str | None  # None for an encoder that has none
-    dim: int
-
-
-SEARCHES_AT_ONCE = 2  # in one index; of 32 clients on two cores, with 1: 121, 2: 122, 4: 100, unbounded: 95 answers/s
 MANY_HITS = 1_000  # from which the collector of cycles is put off
 MAX_HITS = 1_000_000_000  # SQLite's numbers and FAISS's end not much higher
 
@@ -116,23 +101,8 @@ class Index:
         self.folder = Path(os.fsdecode(folder))
         if encoder is not None and (precision, device) != ("auto", "auto"):
             raise UsageError("precision and device are of a model; an encoder of your own has its own ways.")
-        self._model = model
-        self._precision: Precision = precision
-        self._device: Device = device
-        self._model_source: str | None = None  # where a model lies that has no name to load it by
-        self._encoder = encoder
-        self._own_encoder = encoder is not None
-        self._notify = notify
-        self._opening = threading.RLock()  # held while the model or the index is taken into use
-        self._encode_texts = TextBatcher(self._texts_encoded)
-        self._asked_before = QueryCache(self.folder)
-        self._turns = Turns(SEARCHES_AT_ONCE)
-        self._made_with: _MadeWith | None = None
-        self._store: Store | None = None
-        self._vectors: VectorIndex | None = None
-        self._trained_heads: TrainedHeads | None = None  # those that were last asked for
-        if Store.exists(self.folder):
-            self._attach(Store(self.folder))
+        self._opened = Opened(self.folder, model, encoder, precision, device, notify)
+        self._asking = Asking(self._opened)
 
     def __enter__(self) -> "Index":
         return self
@@ -144,14 +114,13 @@ class Index:
 
     def close(self) -> None:
         """Give back files and connections; the index can be opened again at any time."""
-        self._asked_before.close()
-        if self._store is not None:
-            self._store.close()
+        self._asking.close()
+        self._opened.close()
 
     @property
     def exists(self) -> bool:
         """Whether the index is on disk yet."""
-        return self._store is not None or Store.exists(self.folder)
+        return self._opened.exists
 
     # Putting in and taking out
 
@@ -182,15 +151,15 @@ class Index:
                 planned = self._ingest(Store.create(Path(empty), {}), roots, replace(options, dry_run=True), progress)
             if options.dry_run:
                 return planned
-        return self._ingest(self._made(), roots, options, progress)
+        return self._ingest(self._opened.made(), roots, options, progress)
 
     def _ingest(
         self, store: Store, roots: Sequence[str], options: "IngestOptions", progress: "Callable[[Progress], None]"
     ) -> "Report":
         from mmsearch.ingest import ingest
 
-        with self._writing(store, options.wait_s) as writer:
-            return ingest(writer, VectorIndex(store), self._loaded, roots, options, progress)
+        with self._opened.writing(store, options.wait_s) as writer:
+            return ingest(writer, VectorIndex(store), self._opened.encoder, roots, options, progress)
 
     def add_images(
         self,
@@ -211,14 +180,14 @@ class Index:
         embedded: list[Embedded] = []
         read: list[ImageFacts] = []
         waiting = iter(images)
-        while decoded := [self._decode(image) for image in islice(waiting, PICTURES_AT_ONCE)]:
-            embedded += embed_pixels(self._loaded(), [one.pixels for one in decoded])
+        while decoded := [decoded_for(self._opened.encoder(), one) for one in islice(waiting, PICTURES_AT_ONCE)]:
+            embedded += embed_pixels(self._opened.encoder(), [one.pixels for one in decoded])
             read += [one.facts for one in decoded]
         names, own = _checked(ids, facts, len(read))
         texts = [None] * len(read) if captions is None else [text and encodable(text) for text in captions]
         if len(texts) != len(read):
             raise UsageError(f"captions has {len(texts)} entries for {len(read)} images.")
-        said = embed_texts(self._loaded(), [text for text in texts if text])
+        said = embed_texts(self._opened.encoder(), [text for text in texts if text])
         self._check_usable(embedded, "picture")
         self._check_usable(said, "caption")
         if not read:
@@ -227,7 +196,7 @@ class Index:
             picture_item(row, facts_of_file, name=name, own=mine)
             for row, facts_of_file, name, mine in zip(embedded, read, names, own, strict=True)
         ]
-        with self._writing(self._made(), wait_s) as writer:
+        with self._opened.writing(self._opened.made(), wait_s) as writer:
             with writer.transaction():
                 _make_room(writer, names)
                 numbers = writer.put_items(items, None)
@@ -260,13 +229,13 @@ class Index:
         names, own = _checked(ids, facts, len(given))
         if not given:
             return []
-        embedded = embed_texts(self._loaded(), given)
+        embedded = embed_texts(self._opened.encoder(), given)
         self._check_usable(embedded, "text")
         items = [
             NewItem("text", *row, name=name, text=text, facts=mine)
             for text, name, mine, row in zip(given, names, own, embedded, strict=True)
         ]
-        with self._writing(self._made(), wait_s) as writer:
+        with self._opened.writing(self._opened.made(), wait_s) as writer:
             with writer.transaction():
                 _make_room(writer, names)
                 numbers = writer.put_items(items, None)
@@ -276,15 +245,17 @@ class Index:
     def _check_usable(self, embedded: Sequence[Embedded], what: str) -> None:
         for place, row in enumerate(embedded, 1):
             if not row.usable:
-                raise ModelError(f"'{self._loaded().name}' gives no finite vector for {what} {place}. Leave it out.")
+                raise ModelError(
+                    f"'{self._opened.encoder().name}' gives no finite vector for {what} {place}. Leave it out."
+                )
 
     def _build_if_due(self, writer: Writer) -> None:
         for kind in KINDS:
-            if self._vector_index.wants_building(writer, kind):
+            if self._opened.vector_index.wants_building(writer, kind):
                 self._build(writer, kind)
 
     def _build(self, writer: Writer, kind: Kind) -> None:
-        self._vector_index.build(writer, kind, lambda: everyday_queries(self._loaded(), writer.project))
+        self._opened.vector_index.build(writer, kind, lambda: everyday_queries(self._opened.encoder(), writer.project))
 
     def remove(self, *paths: str | os.PathLike[str], ids: Sequence[str] = (), wait_s: float | None = 0.0) -> int:
         """Take items out of the index, by path (a folder means all below it) or by id; no file on disk is touched.
@@ -293,7 +264,7 @@ class Index:
         """
         if isinstance(ids, str):
             raise UsageError("ids is a list of strings.")
-        store = self._there()
+        store = self._opened.there()
         with store.write(wait_s=wait_s) as writer, writer.transaction():
             gone = 0
             for path in paths:
@@ -303,7 +274,7 @@ class Index:
                     raise SourceError(f"The index holds nothing from {absolute}.")
                 gone += writer.remove_files([row.id for row in rows])
                 writer.forget_roots_below(absolute)
-            numbers = [_existing(writer, name) for name in dict.fromkeys(ids)]
+            numbers = [existing(writer, name) for name in dict.fromkeys(ids)]
             writer.remove_items(numbers)
         return gone + len(numbers)
 
@@ -332,13 +303,15 @@ class Index:
         """
         filters = Filters(kind, _folders(under), after, before, near, min_score, where or {})
         asked = Query.of(query)
-        with self._asked(asked) as (reader, vector, hashes):
-            named = (number for name in asked.items if (number := _number(reader, name)) is not None)
+        with self._asking.asked(asked) as (reader, vector, hashes):
+            named = (number for name in asked.items if (number := number_of(reader, name)) is not None)
             same = frozenset((*reader.items_with_content(hashes), *named))
             deep = max(_positive(k), RERANKED) if rerank else _positive(k)
             with garbage.put_off(deep >= MANY_HITS):
-                hits = search.rank(reader, self._vector_index, vector, asked.text, filters, k=deep, leave_out=same)
-        return reranked(self._loaded(), asked.text, hits)[:k] if rerank else hits
+                hits = search.rank(
+                    reader, self._opened.vector_index, vector, asked.text, filters, k=deep, leave_out=same
+                )
+        return reranked(self._opened.encoder(), asked.text, hits)[:k] if rerank else hits
 
     def lookup(
         self,
@@ -354,8 +327,8 @@ class Index:
         image: a path, the bytes of a file, an open file, or a PIL image. Raises MediaError.
         """
         filters = Filters(under=_folders(under), min_score=min_score, where=where or {})
-        with self._asked(_of_picture(image)) as (reader, vector, _):
-            return search.rank_texts(reader, self._vector_index, vector, filters, k=_positive(k))
+        with self._asking.asked(_of_picture(image)) as (reader, vector, _):
+            return search.rank_texts(reader, self._opened.vector_index, vector, filters, k=_positive(k))
 
     # Judging one picture
 
@@ -380,23 +353,23 @@ class Index:
 
     def _judge(self) -> Judge:
         """By the model of the index, under the heads in use now."""
-        with self._there().read() as reader:
-            heads = self._heads_of(reader)
+        with self._opened.there().read() as reader:
+            heads = self._opened.heads_of(reader)
         return Judge(
-            lambda image: self._query_vector(_of_picture(image), heads)[0],
-            lambda texts: self._vectors_of_texts(texts, heads, cached_apart=True),
-            self._loaded(),
-            getattr(self._loaded(), "calibration", None) if heads is None else None,
+            lambda image: self._asking.query_vector(_of_picture(image), heads)[0],
+            lambda texts: self._asking.vectors_of_texts(texts, heads, cached_apart=True),
+            self._opened.encoder(),
+            getattr(self._opened.encoder(), "calibration", None) if heads is None else None,
         )
 
     def item(self, id: str) -> Item:
         """All that is known about an item. Raises SourceError for an id that the index does not hold."""
-        with self._there().read() as reader:
-            return item(reader, _existing(reader, id))
+        with self._opened.there().read() as reader:
+            return item(reader, existing(reader, id))
 
     def encode(self, query: Asked) -> FloatArray:
         """The vector of a query, (dim,) float32 of length 1, in the space of the index. Raises as `search` does."""
-        with self._asked(Query.of(query)) as (_, vector, _):
+        with self._asking.asked(Query.of(query)) as (_, vector, _):
             return vector
 
     def duplicates(
@@ -415,14 +388,14 @@ class Index:
         """
         if not 0 < threshold <= 1:
             raise UsageError(f"threshold is a likeness above 0, and 1 at the most, not {threshold:g}.")
-        with self._there().read() as reader:
+        with self._opened.there().read() as reader:
             pictures = reader.pictures(_folders(under))
             vectors = {} if threshold == 1 else reader.vectors([row.item for row in pictures])
         return duplicates.find(pictures, vectors, threshold, progress)
 
     def status(self) -> Status:
         """What the index holds, its model, its size, and every file that was skipped with the reason."""
-        with self._there().read() as reader:
+        with self._opened.there().read() as reader:
             roots = reader.roots()
             return Status(
                 folder=str(self.folder),
@@ -444,145 +417,31 @@ class Index:
         """
         from mmsearch import map as maps
 
-        with self._there().read() as reader:
+        with self._opened.there().read() as reader:
             return maps.bring_up_to_date(reader, progress)
 
     def kept_map(self) -> "Map | None":
         """The map as it was last made, at once; None where there is none yet."""
         from mmsearch import map as maps
 
-        with self._there().read() as reader:
+        with self._opened.there().read() as reader:
             return maps.kept(reader)
 
     @property
     def texts_encoded(self) -> tuple[int, int]:
         """How many texts of queries were encoded so far, and in how many batches."""
-        return self._encode_texts.texts, self._encode_texts.batches
+        return self._asking.texts_encoded
 
     @property
     def encoder(self) -> Encoder:
         """The encoder of the index, loaded if it is not yet."""
-        return self._loaded()
-
-    # The model belongs to the index
-
-    def _loaded(self) -> Encoder:
-        with self._opening:
-            if self._encoder is None:
-                from mmsearch.encoders.catalog import load_encoder
-
-                encoder = load_encoder(
-                    self._model_source or self._model,
-                    progress=self._notify,
-                    precision=self._precision,
-                    device=self._device,
-                )
-                if self._made_with is not None:
-                    self._check(self._made_with, encoder)
-                self._encoder = encoder
-            return self._encoder
-
-    def _attach(self, store: Store) -> None:
-        """Take an index on disk into use, if it was made with the model that is asked for."""
-        try:
-            made_with = self._agreed(store)
-            if self._encoder is not None:
-                self._check(made_with, self._encoder)
-        except BaseException:
-            store.close()
-            raise
-        self._made_with = made_with
-        self._model = made_with.model
-        self._precision = _precision(made_with.model)
-        self._vectors, self._store = VectorIndex(store), store  # the store last: whoever sees it sees the other too
-
-    def _agreed(self, store: Store) -> "_MadeWith":
-        """The model that an index was made with, if it is the one asked for."""
-        with store.read() as reader:
-            made_with = reader.setting("model") or ""
-            fingerprint, dim = reader.setting("fingerprint"), int(reader.setting("dim") or 0)
-            own = reader.setting("encoder") == "own"
-            source = reader.setting("model_source")
-        if own and not self._own_encoder:
-            raise ModelMismatchError(
-                f"{self.folder} was made with an encoder of your own, '{made_with}'. Open it with "
-                "Index(..., encoder=...) and that encoder."
-            )
-        if not self._own_encoder and self._model not in (None, "auto", made_with):
-            from mmsearch.encoders.catalog import resolve
-
-            if resolve(self._model) not in (made_with, made_with.removesuffix(INT8)):
-                raise ModelMismatchError(
-                    f"{self.folder} was made with '{made_with}'; you asked for '{self._model}'. Search it with its own "
-                    "model, or build a new index."
-                )
-        if not self._own_encoder and self._precision not in ("auto", _precision(made_with)):
-            raise ModelMismatchError(
-                f"{self.folder} was made with '{made_with}' in {_precision(made_with)}; you asked for "
-                f"{self._precision}. Leave out --precision, or build a new index."
-            )
-        self._model_source = source
-        return _MadeWith(made_with, fingerprint, dim)
-
-    def _check(self, made_with: "_MadeWith", encoder: Encoder) -> None:
-        """Refuse a model that the index was not made with: its answers would mean nothing."""
-        if self._own_encoder and encoder.name != made_with.model:
-            raise ModelMismatchError(
-                f"{self.folder} was made with '{made_with.model}'; this encoder is '{encoder.name}'. Use the one it "
-                "was made with, or build a new index."
-            )
-        if (made_with.dim, made_with.fingerprint) != (encoder.dim, _fingerprint(encoder)):
-            raise ModelMismatchError(
-                f"{self.folder} was made with another version of '{made_with.model}'. Build a new index with this one, "
-                "or install the version of mmsearch or of the weights that made it."
-            )
-
-    def _made(self) -> Store:
-        """The store, made with the encoder's name and hash in it if it is new."""
-        with self._opening:
-            if not self.exists:
-                encoder = self._loaded()
-                settings = {
-                    "model": encoder.name,
-                    "fingerprint": _fingerprint(encoder),
-                    "dim": str(encoder.dim),
-                    "encoder": "own" if self._own_encoder else "bundle",
-                }
-                if self._model and Path(self._model).expanduser().is_dir():
-                    settings["model_source"] = _absolute(Path(self._model).expanduser())
-                self._attach(Store.create(self.folder, settings))
-            return self._there()
-
-    def _there(self) -> Store:
-        """The store of an index that is on disk."""
-        if self._store is None:
-            with self._opening:
-                if self.folder.is_file():
-                    raise UsageError(f"{self.folder} is a file; an index is a folder.")
-                if not self.exists:
-                    raise SourceError(f"There is no index in {self.folder} yet. Make one with: mmsearch index FOLDER")
-                if self._store is None:
-                    self._attach(Store(self.folder))
-        assert self._store is not None
-        return self._store
-
-    @property
-    def _vector_index(self) -> VectorIndex:
-        self._there()
-        assert self._vectors is not None
-        return self._vectors
-
-    @property
-    def _made_with_model(self) -> "_MadeWith":
-        self._there()
-        assert self._made_with is not None
-        return self._made_with
+        return self._opened.encoder()
 
     # Trained heads: what they are is in encoders/heads.py, how they are trained in train/
 
     def heads(self) -> list[HeadsRow]:
         """The heads that were trained for this index, and which are in use."""
-        with self._there().read() as reader:
+        with self._opened.there().read() as reader:
             return reader.heads()
 
     def train_heads(
@@ -610,27 +469,27 @@ class Index:
 
         if not name.strip() or name != encodable(name):
             raise UsageError("Heads need a name.")
-        settings, store = settings or HeadSettings(), self._there()
-        with self._writing(store, wait_s):
+        settings, store = settings or HeadSettings(), self._opened.there()
+        with self._opened.writing(store, wait_s):
             pass  # who writes is told now, and not after the training
         given = [read_pairs(source, columns or PairColumns()) for source in pairs]
         every = chain(*(given or [training.pairs_of_index(store)]), training.pairs_of_feedback(store))
         gathered = training.gather(
-            store, self._loaded, every, lambda kind, rows: self._keep_encoded(kind, rows, wait_s)
+            store, self._opened.encoder, every, lambda kind, rows: self._keep_encoded(kind, rows, wait_s)
         )
         with store.read() as reader:
-            in_use = self._heads_of(reader)
-        trained, report = training.teach(store, self._loaded, gathered, name, settings, tell, in_use)
+            in_use = self._opened.heads_of(reader)
+        trained, report = training.teach(store, self._opened.encoder, gathered, name, settings, tell, in_use)
         used = trained is not None and (report.used if use is None else use)
         report = replace(report, used=used)
         if trained is None or not (used or in_use is None or in_use.name != name):
             return report  # what is in use keeps its name
-        with self._writing(store, wait_s) as writer:
+        with self._opened.writing(store, wait_s) as writer:
             with writer.transaction():
                 writer.put_heads(name, trained.hash, trained.to_bytes(), report.to_json())
                 if used:
                     self._move(writer, trained)
-            self._vector_index.sweep(writer)
+            self._opened.vector_index.sweep(writer)
         return report
 
     def unfreeze(
@@ -651,9 +510,9 @@ class Index:
         from mmsearch.sources.pairs import PairColumns
         from mmsearch.train.unfreeze import UnfreezeSettings, unfreeze
 
-        name = self._made_with_model.model.removesuffix(INT8)
+        name = self._opened.made_with.model.removesuffix(INT8)
         columns, settings = columns or PairColumns(), settings or UnfreezeSettings()
-        return unfreeze(name, pairs, into, blocks, settings, columns=columns, tell=tell, say=self._notify)
+        return unfreeze(name, pairs, into, blocks, settings, columns=columns, tell=tell, say=self._opened.notify)
 
     def evaluate(
         self,
@@ -671,9 +530,9 @@ class Index:
         from mmsearch import measuring, training
         from mmsearch.sources.pairs import PairColumns
 
-        store, columns = self._there(), columns or PairColumns()
+        store, columns = self._opened.there(), columns or PairColumns()
         every = measuring.tested(pairs, columns) if pairs else training.pairs_of_index(store)
-        gathered = training.gather(store, self._loaded, every)
+        gathered = training.gather(store, self._opened.encoder, every)
         with store.read() as reader:
             mine = self._chosen(reader, heads)
             known = against == "off" or against in [row.name for row in reader.heads()]
@@ -686,7 +545,7 @@ class Index:
             elif not pairs:
                 raise UsageError(f"The index has no heads '{against}'; to compare with a model, name the pairs.")
             else:
-                other = (against, measuring.of_model(against, pairs, columns, self._notify), None)
+                other = (against, measuring.of_model(against, pairs, columns, self._opened.notify), None)
         name = model if mine is None else mine.name
         return measuring.evaluation(name, gathered, mine, other)
 
@@ -694,9 +553,9 @@ class Index:
         """Zero-shot accuracy on a folder with a folder for each class; heads as in `evaluate`."""
         from mmsearch import measuring
 
-        with self._there().read() as reader:
+        with self._opened.there().read() as reader:
             chosen = self._chosen(reader, heads)
-        return measuring.classify_folder(self._loaded(), folder, self._there(), chosen)
+        return measuring.classify_folder(self._opened.encoder(), folder, self._opened.there(), chosen)
 
     def prepare_pairs(
         self,
@@ -717,22 +576,22 @@ class Index:
         every = chain(*(read_pairs(source, columns or PairColumns()) for source in pairs))
         return preparing.prepare(
             every,
-            self._loaded,
+            self._opened.encoder,
             options or preparing.PrepareOptions(),
-            self._there(),
+            self._opened.there(),
             lambda kind, rows: self._keep_encoded(kind, rows, wait_s),
             into,
         )
 
     def _chosen(self, reader: Reader, name: str | None) -> TrainedHeads | None:
         if name is None:
-            return self._heads_of(reader)
-        return None if name == "off" else self._trained(reader, _heads_named(reader, name).hash)
+            return self._opened.heads_of(reader)
+        return None if name == "off" else self._opened.trained(reader, _heads_named(reader, name).hash)
 
     def _keep_encoded(
         self, kind: Kind, rows: Mapping[str, tuple[FloatArray, FloatArray | None]], wait_s: float | None
     ) -> None:
-        with self._there().write(wait_s=wait_s) as writer, writer.transaction():
+        with self._opened.there().write(wait_s=wait_s) as writer, writer.transaction():
             writer.put_encoded(kind, rows)
 
     def _move(self, writer: Writer, heads: TrainedHeads | None) -> None:
@@ -748,17 +607,17 @@ class Index:
 
         No picture is read. Whoever searches meanwhile sees the old or the new. Raises UsageError for unknown heads.
         """
-        with self._writing(self._there(), wait_s) as writer:
+        with self._opened.writing(self._opened.there(), wait_s) as writer:
             row = None if name is None else _heads_named(writer, name)
             if (writer.setting("heads") is None) if row is None else row.in_use:
                 return
             with writer.transaction():
-                self._move(writer, None if row is None else self._trained(writer, row.hash))
-            self._vector_index.sweep(writer)
+                self._move(writer, None if row is None else self._opened.trained(writer, row.hash))
+            self._opened.vector_index.sweep(writer)
 
     def remove_heads(self, name: str, *, wait_s: float | None = 0.0) -> None:
         """Forget trained heads. Raises UsageError for those in use, and for unknown ones."""
-        with self._writing(self._there(), wait_s) as writer:
+        with self._opened.writing(self._opened.there(), wait_s) as writer:
             if _heads_named(writer, name).in_use:
                 raise UsageError(f"The heads '{name}' are in use. Turn them off first: mmsearch heads off")
             with writer.transaction():
@@ -777,8 +636,8 @@ class Index:
             raise UsageError("Feedback needs the words that were looked for.")
         if both := set(like) & set(unlike):
             raise UsageError(f"'{min(both)}' is said to fit and not to fit.")
-        with self._writing(self._there(), wait_s) as writer:
-            judged = [(match, [_existing(writer, id) for id in ids]) for match, ids in ((True, like), (False, unlike))]
+        with self._opened.writing(self._opened.there(), wait_s) as writer:
+            judged = [(match, [existing(writer, id) for id in ids]) for match, ids in ((True, like), (False, unlike))]
             with writer.transaction():
                 for match, numbers in judged:
                     writer.put_feedback(words, numbers, match)
@@ -786,122 +645,14 @@ class Index:
 
     def feedback(self) -> list[tuple[str, str, bool]]:
         """What was kept: words, the id of an item, and whether it answers them."""
-        with self._there().read() as reader:
+        with self._opened.there().read() as reader:
             kept = reader.feedback()
             items = reader.items([judgement.item for judgement in kept])
         return [(one.query, items[one.item]["id"], one.match) for one in kept]
 
-    @contextlib.contextmanager
-    def _writing(self, store: Store, wait_s: float | None) -> Iterator[Writer]:
-        """The writer, which gives what it writes vectors by the heads in use."""
-        with store.write(wait_s=wait_s) as writer:
-            heads = self._heads_of(writer)
-            writer.project = None if heads is None else heads.project
-            yield writer
-
-    def _heads_of(self, reader: Reader) -> TrainedHeads | None:
-        """The heads in use in a snapshot; the same object as long as they are the same."""
-        hash_ = reader.setting("heads")
-        return None if hash_ is None else self._trained(reader, hash_)
-
-    def _trained(self, reader: Reader, hash_: str) -> TrainedHeads:
-        with self._opening:
-            if self._trained_heads is None or self._trained_heads.hash != hash_:
-                row = next(row for row in reader.heads() if row.hash == hash_)
-                tensors = reader.head_tensors(hash_) or b""
-                self._trained_heads = TrainedHeads.from_bytes(row.name, hash_, tensors)
-            return self._trained_heads
-
-    # Queries
-
-    @contextlib.contextmanager
-    def _asked(self, query: Query) -> Iterator[tuple[Reader, FloatArray, list[str]]]:
-        """A snapshot, the query as a vector (dim,) in its space, and the content hashes of the query's pictures."""
-        with self._turns.taken():
-            while True:
-                with self._there().read() as reader:
-                    heads = self._heads_of(reader)
-                vector, hashes = self._query_vector(query, heads)
-                with self._there().read() as reader:
-                    if reader.setting("heads") != (heads and heads.hash):  # changed: the vector lies elsewhere
-                        continue
-                    yield reader, vector, hashes
-                    return
-
-    def _query_vector(self, query: Query, heads: TrainedHeads | None) -> tuple[FloatArray, list[str]]:
-        """The query as a vector (dim,), and the content hashes of the pictures in it."""
-        hashes: list[str] = []
-
-        def encode_pictures(pictures: Sequence[Picture]) -> FloatArray:
-            with self._turns.given_up():
-                decoded = [self._decode(picture) for picture in pictures]
-                vectors = embed_pixels(self._loaded(), [one.pixels for one in decoded])
-            hashes.extend(one.facts.content_hash for one in decoded)
-            return _under(heads, "image", vectors)
-
-        def encode_texts(texts: Sequence[str]) -> FloatArray:
-            return self._vectors_of_texts(texts, heads)
-
-        vector = query.vector(encode_texts, encode_pictures, self._vectors_of_items)
-        made_with = self._made_with_model
-        if vector.shape != (made_with.dim,):
-            raise QueryError(
-                f"The vector has {len(vector)} numbers; those of '{made_with.model}' have {made_with.dim}."
-            )
-        return vector, hashes
-
-    def _vectors_of_texts(
-        self, texts: Sequence[str], heads: TrainedHeads | None, *, cached_apart: bool = False
-    ) -> FloatArray:
-        """(n, dim) float32; what was asked before is remembered, and needs no model.
-
-        cached_apart: they are no queries, and not what a vector index should be tuned for.
-        """
-        texts = [" ".join(unicodedata.normalize("NFC", encodable(text)).split()) for text in texts]
-        space = queries.space(self._made_with_model.fingerprint, None if heads is None else heads.hash)
-        if space is None or self._own_encoder:
-            return self._encoded_under(texts, heads)
-        space += " judged" if cached_apart else ""
-        known = self._asked_before.get(space, texts)
-        new = [text for text in dict.fromkeys(texts) if text not in known]
-        if new:
-            encoded = dict(zip(new, self._encoded_under(new, heads), strict=True))
-            self._asked_before.put(space, {text: row for text, row in encoded.items() if np.isfinite(row).all()})
-            known |= encoded
-        return np.stack([known[text] for text in texts])
-
-    def _encoded_under(self, texts: Sequence[str], heads: TrainedHeads | None) -> FloatArray:
-        with self._turns.given_up():
-            rows, dim = self._encode_texts(texts), self._loaded().dim
-        if heads is None:
-            return rows[:, :dim]
-        return heads.project("text", rows[:, :dim], rows[:, dim:] if rows.shape[1] > dim else rows)
-
-    def _texts_encoded(self, texts: Sequence[str]) -> FloatArray:
-        """(n, dim + features) float32: vectors by the model's own heads and, beside them, features if it shows any."""
-        embedded = embed_texts(self._loaded(), texts)
-        return np.stack(
-            [row.vector if row.feature is None else np.concatenate((row.vector, row.feature)) for row in embedded]
-        )
-
-    def _vectors_of_items(self, ids: Sequence[str]) -> FloatArray:
-        with self._there().read() as reader:
-            numbers = [_existing(reader, name) for name in ids]
-            vectors = reader.vectors(numbers)
-        return np.stack([vectors[number] for number in numbers])
-
-    def _decode(self, image: Any) -> Decoded:
-        return decoded_for(self._loaded(), image)
-
 
 def _of_picture(image: Asked) -> Query:
     return image if isinstance(image, Query) else Query.of_picture(picture(image))
-
-
-def _under(heads: TrainedHeads | None, kind: Kind, embedded: Sequence[Embedded]) -> FloatArray:
-    """(n, dim) float32: vectors as other heads make them."""
-    vectors = np.stack([row.vector for row in embedded])
-    return vectors if heads is None else heads.project(kind, vectors, np.stack([row.learns_from for row in embedded]))
 
 
 def _heads_named(reader: Reader, name: str) -> HeadsRow:
@@ -930,14 +681,6 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 def _folders(under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
     return tuple(_absolute(folder) for folder in ([under] if isinstance(under, str | os.PathLike) else under))
-
-
-def _fingerprint(encoder: Encoder) -> str:
-    return encoder.fingerprint if isinstance(encoder, FeatureEncoder) else ""
-
-
-def _precision(model: str) -> Precision:
-    return "int8" if model.endswith(INT8) else "fp32"
 
 
 def _positive(k: int) -> int:
@@ -977,18 +720,3 @@ def _make_room(writer: Writer, ids: Sequence[str | None]) -> None:
     writer.remove_items(
         [number for name in ids if name is not None and (number := writer.item_named(name)) is not None]
     )
-
-
-def _number(reader: Reader, name: str) -> int | None:
-    """The item that an id means: the user's own, or `mm-12`."""
-    if re.fullmatch("mm-[0-9]{1,18}", name):  # SQLite's numbers end at 19 digits
-        number = int(name[3:])
-        return number if number in reader.items([number]) else None
-    return reader.item_named(name) if name == encodable(name) else None
-
-
-def _existing(reader: Reader, name: str) -> int:
-    number = _number(reader, name)
-    if number is None:
-        raise SourceError(f"The index holds no item with the id '{name}'.")
-    return number

@@ -1,9 +1,12 @@
 """One item and all that is known about it: what a hit says, its captions, and its file as it was when it was read."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmsearch.embedding import encodable
+from mmsearch.errors import SourceError
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import Kind
 
@@ -52,3 +55,19 @@ def item(reader: Reader, number: int) -> Item:
         size_bytes=None if file is None else file.size_bytes,
         modified_ns=None if file is None else file.modified_ns,
     )
+
+
+def number_of(reader: Reader, name: str) -> int | None:
+    """The item that an id means: the user's own, or `mm-12`."""
+    if re.fullmatch("mm-[0-9]{1,18}", name):  # SQLite's numbers end at 19 digits
+        number = int(name[3:])
+        return number if number in reader.items([number]) else None
+    return reader.item_named(name) if name == encodable(name) else None
+
+
+def existing(reader: Reader, name: str) -> int:
+    """The item that an id means. Raises SourceError."""
+    number = number_of(reader, name)
+    if number is None:
+        raise SourceError(f"The index holds no item with the id '{name}'.")
+    return number
