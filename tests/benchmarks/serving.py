@@ -154,7 +154,7 @@ def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
 def server_of(index: Path, *options: str, batch: int | None = None) -> Iterator[_Server]:
     """`mmsearch serve` in a process of its own, from when it listens."""
     port = free_port()
-    script = "from mmsearch import batching, cli\n"
+    script = "from mmsearch import cli, batching\n"  # cli first, as ever: it sets what BLAS reads when it is loaded
     script += f"batching.MOST_AT_ONCE = {batch}\n" if batch else ""
     arguments = [sys.executable, "-c", script + "cli.main()", "serve", "-i", str(index), "--port", str(port), *options]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
