@@ -41,7 +41,7 @@ from mmsearch.facts import Decoded, ImageFacts
 
 LARGE_BYTES = 150_000_000  # a picture that takes more to decode (12 megapixels of HEIC take 120 MB) is decoded alone
 AT_ONCE = 16  # pictures that are handed on together
-MOST_WORKERS = 24  # more give this process more than it can write
+MOST_WORKERS = 16  # of 60 MB each; more give this process more than it can write
 
 _WORKER_DATA_BYTES = 1_100_000_000  # the most that a worker may hold: MAX_DECODE_BYTES, Python, and some air
 _START_S = 60.0
@@ -272,12 +272,12 @@ class DecodePool:
 
 
 def default_workers(*, alone: bool = False) -> int:
-    """Half of the cores: decoding a photograph costs half of what encoding it does; the memory of four is enough.
+    """Three quarters of the cores: of the work on a photograph, that is what decoding takes beside a small encoder.
 
-    alone: all of them but one, for this process.
+    Beside a large one they mostly wait. alone: all cores but one, for this process.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, max(2, cores - 1)) if alone else min(4, max(2, cores // 2))
+    return min(MOST_WORKERS, max(2, cores - 1 if alone else cores * 3 // 4))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset({
 class ImageFacts:
     """What is known about a picture beside its pixels.
 
-    content_hash: hex BLAKE2b (20 bytes) of the whole file. width, height: pixels of the upright picture, before it was
+    content_hash: of the whole file, by `hashing.hashed`. width, height: pixels of the upright picture, before it was
     made smaller. taken_at: ISO 8601 from EXIF, with the offset from UTC if the camera wrote one; never the file's time.
     """
 

@@ -20,7 +20,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import blake2b
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -30,6 +29,7 @@ from mmsearch.encoders.preprocess import PixelSpec, fit, resized_size
 from mmsearch.errors import MediaError
 from mmsearch.exif import ExifFacts, read_exif
 from mmsearch.facts import Decoded, ImageFacts
+from mmsearch.hashing import hashed
 
 if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsTransform
@@ -98,7 +98,7 @@ def read(source: Source, spec: PixelSpec, *, max_bytes: int = MAX_DECODE_BYTES) 
 
 
 def content_hash(path: str) -> str:
-    """Hex BLAKE2b (20 bytes) of a file of any kind, as in `ImageFacts`. Raises as `read` does for what is no file."""
+    """The hash of a file of any kind, as in `ImageFacts`. Raises as `read` does for what is no file."""
     with _open_regular(path) as file:
         return _hash(file)
 
@@ -152,10 +152,9 @@ def _from_image(source: Image.Image, spec: PixelSpec | None) -> tuple[Image.Imag
         size = _within_limits(source)
         source.load()
         exif = read_exif(_exif_block(source))
-        digest = blake2b(f"{source.mode} {source.size}".encode(), digest_size=20)
-        digest.update(source.tobytes())
+        content = hashed((f"{source.mode} {source.size}".encode(), source.tobytes()))
         rgb = _upright_rgb(source, spec, exif.orientation)
-        return rgb, _facts(digest.hexdigest(), size, source.format or "pixels", exif)
+        return rgb, _facts(content, size, source.format or "pixels", exif)
 
 
 def _facts(content_hash: str, size: tuple[int, int], format_: str, exif: ExifFacts) -> ImageFacts:
@@ -212,12 +211,9 @@ def _open_regular(path: str) -> Iterator[IO[bytes]]:
 
 def _hash(stream: IO[bytes]) -> str:
     if isinstance(stream, io.BytesIO):
-        return blake2b(stream.getbuffer(), digest_size=20).hexdigest()
-    digest = blake2b(digest_size=20)
+        return hashed([stream.getbuffer()])
     stream.seek(0)
-    while chunk := stream.read(2**20):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hashed(iter(lambda: stream.read(2**20), b""))
 
 
 # Formats

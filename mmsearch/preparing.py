@@ -23,6 +23,7 @@ from mmsearch import duplicates, media
 from mmsearch.embedding import fits
 from mmsearch.encoders.base import Encoder, FloatArray
 from mmsearch.errors import MediaError, UsageError
+from mmsearch.hashing import hashed
 from mmsearch.plots import write as write_files
 from mmsearch.sources.pairs import Pair
 from mmsearch.sources.tables import BadRow
@@ -190,7 +191,7 @@ def prepare(
 def _unpacked(data: bytes, folder: str) -> str:
     """The path of a file with this content, which is made. Raises MediaError for what is no picture, and Error."""
     suffix = media.sniff(io.BytesIO(data)).lower()
-    name = f"{hashlib.blake2b(data, digest_size=20).hexdigest()}.{suffix}"
+    name = f"{hashed([data])}.{suffix}"
     path = os.path.join(folder, PICTURES, name)
     if not os.path.exists(path):
         write_files(os.path.join(folder, PICTURES), {name: data})

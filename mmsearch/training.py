@@ -33,6 +33,7 @@ from mmsearch.errors import MediaError, TrainingError
 from mmsearch.evaluate import Interval, Measured, best_ranks, difference, measured
 from mmsearch.everyday import QUERIES
 from mmsearch.facts import Decoded
+from mmsearch.hashing import hashed
 from mmsearch.sources.pairs import Pair
 from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
@@ -199,7 +200,7 @@ class _Gathering:
 
     def _contents(self, images: Mapping[bytes, str]) -> dict[bytes, str]:
         """The content hash of pictures in memory that are known or could be encoded."""
-        hashes = {image: hashlib.blake2b(image, digest_size=20).hexdigest() for image in images}
+        hashes = {image: hashed([image]) for image in images}
         self._look_up("image", list(hashes.values()))
         new: list[tuple[str, Decoded]] = []
         for image, content in hashes.items():
