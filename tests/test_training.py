@@ -183,6 +183,18 @@ def test_new_pictures_are_encoded_once_and_are_no_items(tmp_path: Path, pairs: P
         assert index.status().images == 1
 
 
+def test_pictures_that_an_index_let_go_by_their_ids_are_encoded_anew(index: Index, pairs: Path) -> None:
+    from mmsearch import training
+    from mmsearch.sources.pairs import read_pairs
+    from mmsearch.store.metadata import Store
+
+    index.remove(ids=[hit.id for hit in index.search("red", kind="image", k=1000)])
+    assert index.status().images == 0  # their files are known still
+    gathered = training.gather(Store(index.folder), DialectEncoder, read_pairs(pairs))
+    assert not gathered.skipped
+    assert len(gathered.pictures) == len({path for path, _ in rows_of(pairs)})
+
+
 def test_a_webdataset_is_read_as_a_stream_and_hostile_names_do_nothing(tmp_path: Path, pairs: Path) -> None:
     tar_path = tmp_path / "pairs.tar"
     with tarfile.open(tar_path, "w") as tar:
