@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 pytest_plugins = ["tests.chromium"]
 
 # Nothing here may look for a network; every model that a test uses is made or shipped
 os.environ["HF_HUB_OFFLINE"] = "1"
+settings.register_profile("mmsearch", deadline=None)  # another test may have the core meanwhile
+settings.load_profile("mmsearch")
 # Where every core has a test of its own, threads of one would only wait for those of another
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
