@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from mmsearch.encoders import Bundle, FeatureEncoder, HeadSpec, PixelSpec, TextSpec, optimise, write_bundle
-from mmsearch.encoders.bundle import RUNS_BEFORE_PACKING, TEXTS_AT_ONCE, clean_text, upright_rgb
+from mmsearch.encoders.bundle import TEXTS_AT_ONCE, clean_text, upright_rgb
+from mmsearch.encoders.sessions import RUNS_BEFORE_PACKING
 from mmsearch.errors import ModelError
 
 SIDE, WORDS, DIM = 8, 40, 6

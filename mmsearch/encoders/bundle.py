@@ -20,23 +20,15 @@ was made, as far as that holds on any processor. A bundle in 8 bits is made from
 """
 
 import ctypes
-import hashlib
 import html
 import importlib.util
-import json
 import logging
 import math
 import os
 import re
-import shutil
 import string
-import tempfile
 import threading
-import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -45,32 +37,23 @@ import numpy.typing as npt
 
 from mmsearch.encoders.base import FloatArray, PixelArray
 from mmsearch.encoders.calibration import Calibration
-from mmsearch.encoders.heads import HEADS, project
+from mmsearch.encoders.heads import project
+from mmsearch.encoders.manifest import Clean, Manifest, Tower, read_head, read_manifest, tokenizer_json, understood
 from mmsearch.encoders.preprocess import PixelSpec, fit
-from mmsearch.encoders.tokens import quickly_read, tokenizer_for, whole_tokenizer
+from mmsearch.encoders.sessions import TowerSession
+from mmsearch.encoders.tokens import tokenizer_for, whole_tokenizer
 from mmsearch.errors import ModelError
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, SessionOptions
     from PIL import Image
     from tokenizers import Tokenizer
 
     from mmsearch.encoders.gpu import GpuTower
 
-Clean: TypeAlias = Literal["none", "whitespace", "lower", "canonicalize"]
-Tower: TypeAlias = Literal["image", "text"]
-Graph: TypeAlias = Literal["image", "text", "fusion", "decoder"]
 Precision: TypeAlias = Literal["auto", "fp32", "int8"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 TokenArray: TypeAlias = npt.NDArray[np.int64]
-# How a tower is run: pictures one by one, or some on every core at the same time; other graphs rarely, or so often that
-# unpacking their weights pays.
-Way: TypeAlias = Literal["alone", "abreast", "rarely", "often"]
-
-FORMAT = 1
-MANIFEST = "preprocess.json"
 INT8 = "#int8"  # ends the name of a bundle in 8 bits, so that an index remembers which of the two it was made with
-PLACING_ATTEMPTS = 20  # each is lost only where another writer comes in between
 IMAGES_AT_ONCE = 4  # of a list, whose pixels stand in memory together
 # A core has pictures of its own, where there are so many: no core waits for another within a picture, and decoders find
 # room between them. Pictures/s on two cores of a Xeon, calls that share both cores -> one core a call -> and four
@@ -79,55 +62,8 @@ MOST_CALLS = 8
 IMAGES_A_CALL = 4
 FOR_A_GPU = 256  # pictures; for fewer it does not pay to start one, which takes some seconds
 TEXTS_AT_ONCE = 16
-# Weights can be unpacked from 8 bits and laid out for the processor when a tower is loaded. Of the text tower of
-# ViT-B-32-256 that takes 0.15 s and then saves 13 ms a run; of lite's 0.07 s and 29 MB, and saves 4.8 of 8 ms: it pays
-# for whoever has much to encode, not for one query on the command line.
-RUNS_BEFORE_PACKING = 8
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TextSpec:
-    """How a text becomes the tokens that the text tower reads.
-
-    clean: none, or as open_clip does: mended (ftfy) and with its HTML entities and runs of white space undone, then
-        left so (whitespace), in lower case (lower), or without punctuation too (canonicalize).
-    fixed_length: the tower reads exactly `max_tokens`; else a batch is as long as its longest text.
-    last_id: a token that takes the last place of every row.
-    blank_id: a token that is replaced by 0.
-    """
-
-    max_tokens: int
-    pad_id: int = 0
-    clean: Clean = "none"
-    fixed_length: bool = False
-    padding: Literal["right", "left"] = "right"
-    last_id: int | None = None
-    blank_id: int | None = None
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """One projection head: its kind, a row of `heads.HEADS`, and its tensors."""
-
-    kind: str
-    tensors: Mapping[str, FloatArray] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What `preprocess.json` says."""
-
-    name: str
-    dim: int
-    fingerprint: str
-    pixels: PixelSpec
-    text: TextSpec
-    image_head: str
-    text_head: str
-    extras: Mapping[str, Any] = field(default_factory=dict)
-    agreement: Mapping[str, float] = field(default_factory=dict)
 
 
 class Bundle:
@@ -150,7 +86,7 @@ class Bundle:
     def open(cls, folder: str | os.PathLike[str]) -> "Bundle":
         """Reads `preprocess.json` and checks that every file is there in full. Raises ModelError."""
         path = Path(folder)
-        return cls(path, _read_manifest(path))
+        return cls(path, read_manifest(path))
 
     def on(self, device: Device) -> "Bundle":
         """The same bundle, its pictures encoded on a device; texts, few and short, stay on the processor.
@@ -305,7 +241,10 @@ class Bundle:
             return None
         with self._lock:
             worth_it = self._device == "cuda" or count >= FOR_A_GPU
-            if self._gpu_tower is None and worth_it and has_cuda():
+            if self._gpu_tower is None and worth_it:
+                if not has_cuda():
+                    self._device = "cpu"  # it is not looked for again
+                    return None
                 try:
                     self._gpu_tower = self._load_on_gpu()
                 except ModelError as error:
@@ -350,7 +289,7 @@ class Bundle:
     def _tokens(self) -> "Tokenizer":
         with self._lock:
             if self._tokenizer is None:
-                with _tokenizer_json(self.folder) as written:
+                with tokenizer_json(self.folder) as written:
                     self._tokenizer = whole_tokenizer(written)
             return self._tokenizer
 
@@ -360,82 +299,14 @@ class Bundle:
             if self._a_text_was_read:
                 return self._tokens()
             self._a_text_was_read = True
-            with _tokenizer_json(self.folder) as written:
+            with tokenizer_json(self.folder) as written:
                 return tokenizer_for(text, written)
 
     def _head_tensors(self, tower: Tower) -> Mapping[str, FloatArray]:
         with self._lock:
             if tower not in self._heads:
-                self._heads[tower] = _read_head(self.folder, tower)
+                self._heads[tower] = read_head(self.folder, tower)
             return self._heads[tower]
-
-
-class TowerSession:
-    """An ONNX Runtime session that is made at its first run, once in every process that runs it."""
-
-    def __init__(self, folder: Path, tower: Graph) -> None:
-        self._folder = folder
-        self._tower = tower
-        # By process id: the threads of a session do not survive a fork, and neither does a lock that was held then.
-        self._sessions: dict[int, tuple[Way, InferenceSession]] = {}
-        self._locks: dict[int, threading.Lock] = {}
-        self._runs = 0
-        self._abreast = False
-
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]], output: str = "features") -> FloatArray:
-        """-> one output; inputs that the graph does not have are left out."""
-        return self.run_for(inputs, (output,))[0]
-
-    def run_for(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[FloatArray]:
-        """-> several outputs of one run."""
-        self._runs += 1
-        session = self._session()
-        wanted = {entry.name for entry in session.get_inputs()}
-        found = session.run(list(outputs), {name: array for name, array in inputs.items() if name in wanted})
-        return [np.asarray(each, dtype=np.float32) for each in found]
-
-    def width(self) -> int:
-        """How many features the tower gives."""
-        return int(self._session().get_outputs()[0].shape[1])
-
-    def run_abreast(self) -> None:
-        """From now on several threads run it at the same time, each on a core of its own."""
-        self._abreast = True
-
-    def _way(self) -> Way:
-        if self._tower == "image":
-            return "abreast" if self._abreast else "alone"
-        return "often" if self._runs > RUNS_BEFORE_PACKING else "rarely"
-
-    def _session(self) -> "InferenceSession":
-        process, way = os.getpid(), self._way()
-        opened = self._sessions.get(process)
-        if opened is None or opened[0] != way:
-            with self._locks.setdefault(process, threading.Lock()):
-                opened = self._sessions.get(process)
-                if opened is None or opened[0] != way:
-                    opened = self._sessions[process] = way, _open_session(self._folder, self._tower, way)
-        return opened[1]
-
-
-# To destroy a session, ONNX Runtime (1.32) waits for its threads: for ever in a forked process, since they stayed with
-# the parent (github.com/microsoft/onnxruntime/pull/31961). So a forked process never destroys what it inherits.
-_OPEN_SESSIONS: "weakref.WeakSet[InferenceSession]" = weakref.WeakSet()
-
-
-def _spare_inherited_sessions() -> None:
-    if not _OPEN_SESSIONS:
-        return
-    for session in _OPEN_SESSIONS:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
-    # The library's own state goes the same way after Python has ended: leave without it, with the same status.
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "on_exit"):  # Linux; not musl
-        libc.on_exit(libc._exit, None)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_spare_inherited_sessions)
 
 
 def clean_text(text: str, clean: Clean) -> str:
@@ -473,239 +344,6 @@ def upright_rgb(image: "Image.Image") -> "Image.Image":
     return image.convert("RGB")
 
 
-# Writing
-
-
-def write_bundle(
-    folder: str | os.PathLike[str],
-    towers: Callable[[Path], None],
-    *,
-    name: str,
-    dim: int,
-    pixels: PixelSpec,
-    text: TextSpec,
-    tokenizer_json: str,
-    image_head: HeadSpec,
-    text_head: HeadSpec,
-    card: str,
-    fingerprint: str | None = None,
-    extras: Mapping[str, Any] | None = None,
-    check: Callable[[Bundle], None] = lambda bundle: None,
-) -> Bundle:
-    """Makes the folder: all of it, or, after an error, none of it. What stood there before is replaced.
-
-    towers: called with the folder to be filled; puts `image.onnx` and `text.onnx` there, see `optimise`.
-    tokenizer_json: the text of a `tokenizers` file. card: the model card, Markdown.
-    fingerprint: what an index remembers; by default a hash of all that is written here. A model that is converted again
-        by newer libraries gives files that differ in no way that matters: pass a hash of its weights then.
-    extras: what is to be said of `fusion.onnx`, `decoder.onnx` and the calibration, if there are any.
-    check: called with the finished bundle before it takes its place; what it raises keeps it from there.
-    """
-    target = Path(folder)
-    with _becoming(target) as draft:
-        towers(draft)
-        (draft / "tokenizer.json").write_text(quickly_read(tokenizer_json), encoding="utf-8")
-        _write_heads(draft / "heads.safetensors", {"image": image_head, "text": text_head})
-        says: dict[str, Any] = {
-            "format": FORMAT,
-            "name": name,
-            "dim": dim,
-            "image": asdict(pixels),
-            "text": asdict(text),
-            "heads": {"image": {"kind": image_head.kind}, "text": {"kind": text_head.kind}},
-        }
-        if extras:
-            says["extras"] = dict(extras)
-        says["fingerprint"] = fingerprint or _content_hash(draft, says)
-        (draft / "README.md").write_text(card, encoding="utf-8")
-        says["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
-        (draft / MANIFEST).write_text(json.dumps(says, indent=2) + "\n", encoding="utf-8")
-        check(Bundle.open(draft))
-    return _open_among_writers(target)
-
-
-def derive_bundle(
-    source: Bundle,
-    folder: str | os.PathLike[str],
-    towers: Callable[[Path], None],
-    *,
-    name: str,
-    fingerprint: str,
-    compare: Callable[[Bundle], Mapping[str, float]],
-) -> Bundle:
-    """A bundle with towers of its own, and all else as in `source`; made whole or not at all, as by `write_bundle`.
-
-    compare: called with the finished bundle; the figures that it gives are kept in the manifest and in the card.
-    """
-    target = Path(folder)
-    with _becoming(target) as draft:
-        towers(draft)
-        for file in ("tokenizer.json", "heads.safetensors"):
-            shutil.copy(source.folder / file, draft / file)
-        says = json.loads((source.folder / MANIFEST).read_text(encoding="utf-8"))
-        says |= {"name": name, "fingerprint": fingerprint, "files": {}}
-        (draft / MANIFEST).write_text(json.dumps(says), encoding="utf-8")
-        says["agreement"] = dict(compare(Bundle.open(draft)))
-        (draft / MANIFEST).unlink()
-        card = (source.folder / "README.md").read_text(encoding="utf-8").replace(source.name, name, 1)
-        figures = "\n".join(f"| {figure} | {value:.4f} |" for figure, value in says["agreement"].items())
-        card += f"\n## Beside `{source.name}`\n\n| on a built-in sample | |\n| --- | --- |\n{figures}\n"
-        (draft / "README.md").write_text(card, encoding="utf-8")
-        says["files"] = {path.name: path.stat().st_size for path in sorted(draft.iterdir())}
-        (draft / MANIFEST).write_text(json.dumps(says, indent=2) + "\n", encoding="utf-8")
-    return _open_among_writers(target)
-
-
-def optimise(model: Path, optimised: Path) -> None:
-    """Writes `model` again, its graph optimised as far as that holds on any processor: fused, not laid out for one.
-
-    Weights go to a file beside it, `<name>.data`, which is mapped when the bundle is loaded. Replaces `optimised`.
-    """
-    import onnxruntime as ort
-
-    options = _quiet_options()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = os.fspath(optimised)
-    options.add_session_config_entry(
-        "session.optimized_model_external_initializers_file_name", f"{optimised.name}.data"
-    )
-    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-    options.add_session_config_entry("session.disable_prepacking", "1")  # nothing will run; saves a copy of all weights
-    ort.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"])
-
-
-@contextmanager
-def _becoming(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, which takes its place when all went well and is gone otherwise."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise ModelError(f"Cannot write a model to {target.parent}: {error.strerror}.") from error
-    try:
-        yield draft
-        draft.chmod(0o755)  # mkdtemp keeps others out; a bundle is no secret
-        _put_in_place(draft, target)
-    except OSError as error:
-        raise ModelError(
-            f"Cannot write the model {target}: {error}. Free some space, or set MMSEARCH_CACHE to another folder."
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _open_among_writers(target: Path) -> Bundle:
-    """Open a bundle that was just put in place, which another writer may be exchanging for its own at this moment."""
-    for _ in range(50):
-        with suppress(ModelError):
-            return Bundle.open(target)
-        time.sleep(0.02)
-    return Bundle.open(target)
-
-
-def _put_in_place(draft: Path, target: Path) -> None:
-    for _ in range(PLACING_ATTEMPTS):
-        with suppress(OSError):  # what it is called for a folder that is not empty depends on the system
-            draft.rename(target)
-            return
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-        with suppress(FileNotFoundError):  # another process moved it first
-            target.rename(old / "old")
-        shutil.rmtree(old, ignore_errors=True)
-    draft.rename(target)  # says why it cannot be done
-
-
-def _content_hash(folder: Path, says: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(says, sort_keys=True).encode())
-    for path in sorted(folder.iterdir()):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def _write_heads(path: Path, heads: Mapping[Tower, HeadSpec]) -> None:
-    from safetensors.numpy import save
-
-    tensors = {f"{tower}.{name}": tensor for tower, head in heads.items() for name, tensor in head.tensors.items()}
-    path.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
-
-
-# Reading
-
-
-def _damaged(folder: Path, reason: str) -> ModelError:
-    return ModelError(
-        f"The model in {folder} is damaged: {reason}. Delete that folder; it is made again when it is next used."
-    )
-
-
-@contextmanager
-def understood(folder: Path, what: str) -> Iterator[None]:
-    """Read what the manifest says of something; raises ModelError where that is nonsense."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(folder, f"{MANIFEST} cannot be understood in what it says of {what}") from error
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    if not folder.is_dir():
-        raise ModelError(f"There is no model in {folder}: no such folder.")
-    try:
-        says = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if says["format"] > FORMAT:
-            raise ModelError(
-                f"The model in {folder} was made by a newer mmsearch. Upgrade mmsearch, or delete that folder."
-            )
-        for name, size_bytes in says["files"].items():
-            if (folder / name).stat().st_size != size_bytes:
-                raise _damaged(folder, f"{name} is not complete")
-        heads = says["heads"]["image"]["kind"], says["heads"]["text"]["kind"]
-        if not {*heads} <= {*HEADS}:
-            raise _damaged(folder, f"{' or '.join(heads)} is not a kind of projection head")
-        return Manifest(
-            says["name"],
-            says["dim"],
-            says["fingerprint"],
-            PixelSpec(**says["image"]),
-            TextSpec(**says["text"]),
-            *heads,
-            extras=dict(says.get("extras", {})),
-            agreement=says.get("agreement", {}),
-        )
-    except FileNotFoundError as error:
-        raise _damaged(folder, f"{Path(error.filename).name} is missing") from error
-    except OSError as error:
-        raise ModelError(f"The model in {folder} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(folder, f"{MANIFEST} cannot be understood") from error
-
-
-def _read_head(folder: Path, tower: Tower) -> dict[str, FloatArray]:
-    """The tensors of one head; those of the other are not read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(folder / "heads.safetensors", framework="numpy") as heads:
-            offered: list[str] = heads.keys()
-            names = [name for name in offered if name.startswith(f"{tower}.")]
-            return {name.removeprefix(f"{tower}."): heads.get_tensor(name).astype(np.float32) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise _damaged(folder, "heads.safetensors cannot be read") from error
-
-
-@contextmanager
-def _tokenizer_json(folder: Path) -> Iterator[str]:
-    """The text of the file, to be understood in the block."""
-    try:
-        yield (folder / "tokenizer.json").read_text(encoding="utf-8")
-    except OSError as error:
-        raise _damaged(folder, "tokenizer.json cannot be read") from error
-    except Exception as error:  # `tokenizers` raises nothing narrower
-        raise _damaged(folder, "tokenizer.json cannot be understood") from error
-
-
 def _cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -722,48 +360,3 @@ def has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _open_session(folder: Path, tower: Graph, way: Way) -> "InferenceSession":
-    import onnxruntime as ort
-    from onnxruntime.capi import onnxruntime_pybind11_state as failures
-
-    options = _quiet_options()
-    # What is left to optimise is the layout for this very processor: it doubles the speed of convolutions
-    # (MobileCLIP2-S0: 8.5 -> 16.3 pictures/s a core), does nothing for transformers, and takes time that searches lack.
-    levels = ort.GraphOptimizationLevel
-    if tower == "image":
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL
-        if way == "abreast":
-            options.intra_op_num_threads = 1
-    elif way == "often":
-        options.graph_optimization_level = levels.ORT_ENABLE_BASIC  # what follows from weights alone is computed once
-    else:
-        options.graph_optimization_level = levels.ORT_DISABLE_ALL
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    # Its threads would wait for work in circles, on the cores that decode the next pictures or that search. A text that
-    # comes alone takes as long without, and half of the processor's time.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    path = folder / f"{tower}.onnx"
-    try:
-        session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-    except (
-        failures.Fail,
-        failures.InvalidArgument,
-        failures.InvalidGraph,
-        failures.InvalidProtobuf,
-        failures.NoSuchFile,
-        failures.NotImplemented,
-        failures.RuntimeException,
-    ) as error:
-        raise _damaged(folder, f"{path.name} cannot be loaded") from error
-    _OPEN_SESSIONS.add(session)
-    return session
-
-
-def _quiet_options() -> "SessionOptions":
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors; they are raised as well
-    return options

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mmsearch.encoders.base import FeatureEncoder
-from mmsearch.encoders.bundle import INT8, MANIFEST, Bundle, Device, Precision, has_cuda
+from mmsearch.encoders.bundle import INT8, Bundle, Device, Precision, has_cuda
+from mmsearch.encoders.manifest import MANIFEST
 from mmsearch.errors import ModelError
 
 Notify: TypeAlias = Callable[[str], None]

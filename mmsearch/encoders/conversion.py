@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmsearch.encoders.bundle import optimise
+from mmsearch.encoders.sessions import optimise
 from mmsearch.errors import ModelError
 
 OPSET = 20  # the first with Gelu, which ONNX Runtime has as one kernel

@@ -31,10 +31,12 @@ from safetensors import SafetensorError
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from mmsearch.encoders.bundle import Bundle, Clean, HeadSpec, TextSpec, write_bundle
+from mmsearch.encoders.bundle import Bundle
 from mmsearch.encoders.conversion import convert
+from mmsearch.encoders.manifest import Clean, HeadSpec, TextSpec
 from mmsearch.encoders.openclip import OUT_OF_REACH, Progress
 from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch.encoders.writing import write_bundle
 from mmsearch.errors import ModelError
 
 AGREEMENT = 0.999  # cosine between torch and the bundle, the least of all rows

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmsearch.encoders.base import FloatArray, PixelArray
-from mmsearch.encoders.bundle import Bundle, TowerSession, understood
+from mmsearch.encoders.bundle import Bundle
 from mmsearch.encoders.calibration import Calibration
+from mmsearch.encoders.manifest import understood
 from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch.encoders.sessions import TowerSession
 
 
 @dataclass(frozen=True)

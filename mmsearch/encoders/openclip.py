@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from mmsearch.encoders.bundle import FORMAT, Bundle, Precision
+from mmsearch.encoders.bundle import Bundle, Precision
+from mmsearch.encoders.manifest import FORMAT
 from mmsearch.errors import ModelError
 
 Progress: TypeAlias = Callable[[str], None]

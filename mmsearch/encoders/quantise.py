@@ -19,8 +19,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from mmsearch.encoders.base import FloatArray
-from mmsearch.encoders.bundle import INT8, Bundle, Tower, derive_bundle, optimise
+from mmsearch.encoders.bundle import INT8, Bundle
+from mmsearch.encoders.manifest import Tower
 from mmsearch.encoders.preprocess import fit
+from mmsearch.encoders.sessions import optimise
+from mmsearch.encoders.writing import derive_bundle
 from mmsearch.errors import ModelError
 from mmsearch.everyday import QUERIES
 

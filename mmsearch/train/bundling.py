@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from mmsearch.encoders.base import FloatArray
-from mmsearch.encoders.bundle import Bundle, HeadSpec, write_bundle
+from mmsearch.encoders.bundle import Bundle
 from mmsearch.encoders.calibration import Calibration
 from mmsearch.encoders.conversion import convert
 from mmsearch.encoders.joint import describing_of, fused_of
+from mmsearch.encoders.manifest import HeadSpec
 from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch.encoders.writing import write_bundle
 from mmsearch.errors import ModelError
 from mmsearch.everyday import QUERIES
 from mmsearch.judging import standing

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmsearch.encoders.bundle import TextSpec, clean_text
+from mmsearch.encoders.bundle import clean_text
+from mmsearch.encoders.manifest import TextSpec
 from mmsearch.errors import ModelError
 from mmsearch.train.design import TEXT_KINDS, EncoderDesign
 from mmsearch.train.towers import PAD, given_folder

@@ -49,9 +49,11 @@ from towers import (  # noqa: E402
     packaged,
 )
 
-from mmsearch.encoders.bundle import Bundle, HeadSpec, TextSpec, upright_rgb, write_bundle  # noqa: E402
+from mmsearch.encoders.bundle import Bundle, upright_rgb  # noqa: E402
 from mmsearch.encoders.heads import unit_rows  # noqa: E402
+from mmsearch.encoders.manifest import HeadSpec, TextSpec  # noqa: E402
 from mmsearch.encoders.preprocess import PixelSpec, fit  # noqa: E402
+from mmsearch.encoders.writing import write_bundle  # noqa: E402
 
 FloatArray = npt.NDArray[np.float32]
 
