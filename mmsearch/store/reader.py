@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.store.halves import floats
 from mmsearch.store.paths import below, from_columns, to_columns
 from mmsearch.store.records import (
     Block,
@@ -283,7 +284,7 @@ class Reader:
         if not blocks:
             return _block(())
         ids, vectors = (np.concatenate(column) for column in zip(*blocks, strict=True))
-        return ids, vectors.astype(np.float32)
+        return ids, floats(vectors)
 
     def stored_vectors(self, vector_ids: Sequence[int]) -> Iterator[StoredBlock]:
         """Blocks of (ids (n,) int64, vectors (n, dim) float16), in no order; those that are there.
@@ -509,7 +510,7 @@ def _block(rows: Iterable[tuple[int, bytes]]) -> Block:
         ids.append(number)
         vectors.append(vector)
     flat = np.frombuffer(b"".join(vectors), np.float16)
-    return np.array(ids, np.int64), flat.reshape(len(ids), -1 if ids else 0).astype(np.float32)
+    return np.array(ids, np.int64), floats(flat.reshape(len(ids), -1 if ids else 0))
 
 
 def at(path: str, alias: str = "files") -> tuple[str, tuple[str, bytes]]:

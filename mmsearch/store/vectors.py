@@ -28,6 +28,7 @@ from mmsearch.nearest import Neighbours
 from mmsearch.store import queries
 from mmsearch.store.cells import NEIGHBOURS, Cells, Settings, choose, training_rows, with_growth
 from mmsearch.store.failures import disk_failures
+from mmsearch.store.halves import floats
 from mmsearch.store.metadata import Store
 from mmsearch.store.queries import QueryCache
 from mmsearch.store.reader import Reader
@@ -439,7 +440,7 @@ def cosines(vectors: FloatArray, query: FloatArray) -> FloatArray:
     """(n, dim) @ (dim,) -> (n,) float32, to the same bit whatever else is in the block, as no BLAS promises."""
     if not len(vectors):  # of nothing the store does not know how wide it is
         return np.empty(0, np.float32)
-    scores: FloatArray = (vectors * query).sum(axis=1, dtype=np.float64).astype(np.float32)
+    scores: FloatArray = np.einsum("ij,j->i", vectors, query)  # a row after the other, always in the same order
     return scores
 
 
@@ -452,12 +453,12 @@ def _scored(reader: Reader, opened: _Opened, ids: IntArray, query: FloatArray) -
         for start in range(0, len(ids), SCORED_AT_ONCE):
             part = ids[start : start + SCORED_AT_ONCE]
             there, items, rows = opened.rows.read(part)
-            scored.append((there, cosines(rows.astype(np.float32), query)))
+            scored.append((there, cosines(floats(rows), query)))
             told.append((there, items))
             if len(there) < len(part):
                 left.append(np.setdiff1d(part, there))
         ids = np.concatenate(left)
-    scored += [(part, cosines(rows.astype(np.float32), query)) for part, rows in reader.stored_vectors(ids.tolist())]
+    scored += [(part, cosines(floats(rows), query)) for part, rows in reader.stored_vectors(ids.tolist())]
     for there, items in told:
         reader.remember(there.tolist(), items.tolist())
     if not scored:
@@ -525,7 +526,7 @@ def _open_flat(reader: Reader, kind: Kind, *, looks: int = 16) -> Rows | None:
         there, _, read = rows.read(ids)
     except OSError:
         return None
-    return rows if np.array_equal(there, ids) and np.array_equal(read.astype(np.float32), vectors) else None
+    return rows if np.array_equal(there, ids) and np.array_equal(floats(read), vectors) else None
 
 
 def _is_sound(reader: Reader, kind: Kind, path: Path, segment: Segment) -> bool:
