@@ -71,10 +71,13 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         code = 130
     except BrokenPipeError:  # `mmsearch search … | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:  # a full disk behind stdout, say; what goes wrong with an index is an Error
         code = fail(f"{error.filename or 'The output'}: {error.strerror or error}.", 1)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what cannot be written is still there, and Python would try it once more, and end with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code or 0)
 
 
