@@ -283,10 +283,11 @@ def _hits(
 ) -> list[Hit]:
     """The first k of an order as hits, each scored by its own vector; known: for a kind of hit, scores that were."""
     hits: list[Hit] = []
+    by_kind: dict[Kind, Mapping[int, float]] = {kind: known.get(kind, {}) for kind in KINDS}
     for start in range(0, len(order), k):
         part = order[start : start + k]
         items = reader.shown_items(part)
-        scores = {number: known.get(items[number][KIND], {}).get(number) for number in part}
+        scores = {number: by_kind[items[number][KIND]].get(number) for number in part}
         stored = reader.vectors([number for number, score in scores.items() if score is None])
         found_by: dict[int, dict[str, int]] = {number: {} for number in part}
         for ranking, ranked in rankings.items():

@@ -343,7 +343,7 @@ class Reader:
         thousands of hits: nothing is made for an item but what a hit holds.
         """
         found: dict[int, tuple[Any, ...]] = {}
-        for part in parts(items):
+        for part in parts(sorted(items)):  # neighbours in the file one after the other
             rows = self.connection.execute(_SHOWN.format(marks(part)), part).fetchall()
             told = [row[-1] for row in rows if row[-1] is not None]
             every = iter(json.loads(f"[{','.join(told)}]"))  # a parser's start costs more than one's facts

@@ -52,14 +52,19 @@ ALL = {
 @click.command()
 @click.option("--only", type=click.Choice(list(ALL)), multiple=True, help="Measure this alone. Repeatable.")
 @click.option("--quick", is_flag=True, help="Fewer files; minutes instead of an hour.")
-@click.option("--peer", type=click.Choice(vector_search.PEERS), multiple=True, help="Beside this alone. Repeatable.")
+@click.option(
+    "--peer",
+    type=click.Choice([*vector_search.PEERS, "none"]),
+    multiple=True,
+    help="The vector index beside this alone. Repeatable.",
+)
 @click.option("--json", "json_file", type=click.Path(), help="Also write the figures to a file.")
 def main(only: tuple[str, ...], quick: bool, peer: tuple[str, ...], json_file: str | None) -> None:
     """Measure what the README says, and print it as a table."""
     click.echo(machine())
     measured = []
     if peer:
-        ALL["vectors"] = functools.partial(vector_search.rows, peers=peer)
+        ALL["vectors"] = functools.partial(vector_search.rows, peers=[name for name in peer if name != "none"])
     for name in only or ALL:
         with tempfile.TemporaryDirectory() as folder:
             for row in ALL[name](Path(folder), quick):
