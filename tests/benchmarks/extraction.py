@@ -1,8 +1,7 @@
 """Features of pictures for a training, beside open_clip's own loader and model on the same files with the same weights.
 
-The weights are random ones of ViT-B-32-256. open_clip's side is what its users write: its transform in a torch
-DataLoader with a worker per core, `encode_image` in inference mode. mmsearch's is `training.gather`, which
-`train heads` calls. Each in a process of its own, its model loaded before the clock starts; they take turns.
+The weights are random ones of ViT-B-32-256. open_clip's side is `open_clip_loop`, mmsearch's is `training.gather`,
+which `train heads` calls. Each in a process of its own, its model loaded before the clock starts; they take turns.
 """
 
 import os
@@ -20,28 +19,6 @@ ARCHITECTURE = "ViT-B-32-256"
 PHOTOGRAPHS, SMALL = 60, 240
 ROUNDS = 3
 BATCH = 32
-
-OPEN_CLIP = """
-import os, sys, time
-import open_clip, torch
-from PIL import Image
-architecture, weights, folder, batch = sys.argv[1:]
-model, _, transform = open_clip.create_model_and_transforms(architecture, weights, weights_only=True)
-model.eval()
-paths = sorted(os.path.join(folder, name) for name in os.listdir(folder))
-
-class Pictures(torch.utils.data.Dataset):
-    def __len__(self):
-        return len(paths)
-    def __getitem__(self, place):
-        return transform(Image.open(paths[place]))
-
-started = time.perf_counter()
-loader = torch.utils.data.DataLoader(Pictures(), batch_size=int(batch), num_workers=os.cpu_count())
-with torch.inference_mode():
-    rows = torch.cat([model.encode_image(pixels) for pixels in loader])
-print(len(rows) / (time.perf_counter() - started))
-"""
 
 MMSEARCH = """
 import os, sys, time
@@ -73,8 +50,8 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
         pictures.photo(small / f"{number:05}.jpg", (512, 512), number)
     environment = os.environ | {"MMSEARCH_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
-    def rate(script: str, *arguments: object) -> float:
-        command = [sys.executable, "-c", script, *map(str, arguments)]
+    def rate(*arguments: object) -> float:
+        command = [sys.executable, *map(str, arguments)]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         return float(done.stdout.splitlines()[-1])
 
@@ -82,9 +59,11 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
     for name, files in (("photographs of 12 megapixels", photographs), ("pictures of 512 px", small)):
         found: dict[str, list[float]] = {"open_clip": [], "fp32": [], "int8": []}
         for _ in range(1 if quick else ROUNDS):
-            found["open_clip"].append(rate(OPEN_CLIP, ARCHITECTURE, weights, files, BATCH))
+            found["open_clip"].append(
+                rate("-m", "tests.benchmarks.open_clip_loop", ARCHITECTURE, weights, files, BATCH, "cpu")
+            )
             for precision in ("fp32", "int8"):
-                found[precision].append(rate(MMSEARCH, model, precision, files))
+                found[precision].append(rate("-c", MMSEARCH, model, precision, files))
         medians = {name: statistics.median(rates) for name, rates in found.items()}
         times = {name: medians[name] / medians["open_clip"] for name in ("fp32", "int8")}
         yield Row(

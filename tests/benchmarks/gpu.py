@@ -59,33 +59,6 @@ for round in range(rounds + 1):
 print(*(float(np.median(each)) for each in rates.values()))
 """
 
-OPEN_CLIP = """
-import os, sys, time
-import open_clip, torch
-from PIL import Image
-architecture, weights, folder, batch = sys.argv[1:]
-model, _, transform = open_clip.create_model_and_transforms(
-    architecture, weights, weights_only=True, precision="fp16", device="cuda")
-model.eval()
-paths = sorted(os.path.join(folder, name) for name in os.listdir(folder))
-
-class Pictures(torch.utils.data.Dataset):
-    def __len__(self):
-        return len(paths)
-    def __getitem__(self, place):
-        return transform(Image.open(paths[place]))
-
-side = model.visual.image_size[0]
-with torch.inference_mode():
-    model.encode_image(torch.zeros(int(batch), 3, side, side, device="cuda", dtype=torch.float16)).cpu()
-    started = time.perf_counter()
-    loader = torch.utils.data.DataLoader(
-        Pictures(), batch_size=int(batch), num_workers=os.cpu_count(), pin_memory=True)
-    rows = [model.encode_image(pixels.to("cuda", torch.float16, non_blocking=True), normalize=True).float().cpu()
-            for pixels in loader]
-print(len(torch.cat(rows)) / (time.perf_counter() - started))
-"""
-
 MMSEARCH = """
 import sys, time
 import numpy as np
@@ -108,7 +81,7 @@ def rows(folder: Path, quick: bool) -> Iterator[Row]:
     with ThreadPoolExecutor() as threads:
         weights = dict(zip(names, threads.map(functools.partial(_made, folder), names), strict=True))
     for name in names:
-        ours, theirs = _told(folder, TOGETHER, name, weights[name], READY, BATCH, ROUNDS)
+        ours, theirs = _told(folder, "-c", TOGETHER, name, weights[name], READY, BATCH, ROUNDS)
         yield _row(f"ready pictures on the GPU, {name}: mmsearch / open_clip in fp16", ours, theirs)
 
 
@@ -126,8 +99,10 @@ def rows_from_files(folder: Path, quick: bool) -> Iterator[Row]:
         found: dict[str, list[float]] = {"mmsearch": [], "open_clip": []}
         for number in range(1 if quick else ROUNDS):
             index = folder / f"index-{side[0]}-{number}"
-            found["mmsearch"] += _told(folder, MMSEARCH, f"{FROM_FILES}@{weights}", files, index)
-            found["open_clip"] += _told(folder, OPEN_CLIP, FROM_FILES, weights, files, FROM_LOADER)
+            found["mmsearch"] += _told(folder, "-c", MMSEARCH, f"{FROM_FILES}@{weights}", files, index)
+            found["open_clip"] += _told(
+                folder, "-m", "tests.benchmarks.open_clip_loop", FROM_FILES, weights, files, FROM_LOADER, "cuda"
+            )
         yield _row(
             f"{name} from files on the GPU, {FROM_FILES}: an index / open_clip's loader and model in fp16",
             *(statistics.median(rates) for rates in found.values()),
@@ -148,19 +123,20 @@ def _row(what: str, ours: float, theirs: float) -> Row:
 def _made(folder: Path, architecture: str) -> Path:
     """Random weights, of which mmsearch has made its bundle."""
     weights = folder / f"{architecture}.safetensors"
-    _told(folder, SAVE_RANDOM_WEIGHTS, architecture, weights)
+    _told(folder, "-c", SAVE_RANDOM_WEIGHTS, architecture, weights)
     _told(
         folder,
+        "-c",
         "import sys, mmsearch; mmsearch.load_encoder(sys.argv[1], precision='fp32')",
         f"{architecture}@{weights}",
     )
     return weights
 
 
-def _told(folder: Path, script: str, *arguments: object) -> list[float]:
-    """The numbers in the last line of what a script prints."""
+def _told(folder: Path, *arguments: object) -> list[float]:
+    """The numbers in the last line of what Python prints."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"MMSEARCH_CACHE": str(folder / "cache"), "PYTHONPATH": path}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return [float(part) for line in done.stdout.splitlines()[-1:] for part in line.split()]
