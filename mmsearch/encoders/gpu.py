@@ -45,14 +45,15 @@ class GpuTower:
             try:
                 self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 self._graph = TorchGraph(path, torch.device("cuda"), dtype)
-                cosine = _least_cosine(self.run({"pixels": sample}), expected)
+                (found,) = self._run([torch.from_numpy(sample)], ("features",))
+                cosine = _least_cosine(found, expected)
                 if cosine >= LEAST_COSINE:
                     self._by_planes = self._is_faster_by_planes(sample.shape[1:])
                     return
             except UnknownOperatorError as error:
                 raise ModelError(f"the model has an operator that is not known on a GPU yet, {error}") from error
-            except (RuntimeError, AssertionError, ValueError) as error:  # torch's, of the GPU and its memory above all
-                raise ModelError(f"torch cannot run it on the GPU ({' '.join(str(error).split())[:200]})") from error
+            except Exception as error:  # torch's, of the GPU and its memory, and whatever an unusual graph leads to
+                raise ModelError(f"torch cannot run it on the GPU ({_said(error)})") from error
         raise ModelError(f"the GPU's vectors are not the processor's (cosine {cosine:.4f})")
 
     @property
@@ -65,15 +66,20 @@ class GpuTower:
         return self.run_for(inputs, (output,))[0]
 
     def run_for(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[FloatArray]:
-        """-> several outputs, (n, ...) float32. Where the GPU's memory does not do, with fewer pictures a call."""
+        """-> several outputs, (n, ...) float32. Where the GPU's memory does not do, with fewer pictures a call.
+
+        Raises ModelError where the GPU fails.
+        """
         pixels = torch.from_numpy(np.ascontiguousarray(inputs["pixels"]))
         with self._lock:
             while True:
                 try:
                     return self._run(torch.split(pixels, self._at_once), outputs)
-                except torch.cuda.OutOfMemoryError:
+                except torch.cuda.OutOfMemoryError as error:
                     if self._at_once == 1:
-                        raise
+                        raise ModelError(f"The GPU's memory does not do: {_said(error)}. Take --device cpu.") from error
+                except RuntimeError as error:
+                    raise ModelError(f"The GPU failed: {_said(error)}. Take --device cpu.") from error
                 self._at_once //= 2
                 torch.cuda.empty_cache()
 
@@ -111,3 +117,7 @@ class GpuTower:
 def _least_cosine(rows: FloatArray, expected: FloatArray) -> float:
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
     return float(np.nan_to_num(((rows * expected).sum(axis=1) / lengths), nan=-1.0).min())
+
+
+def _said(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
