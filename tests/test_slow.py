@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmsearch import Index
+from mmsearch.store.metadata import Store
 from mmsearch.store.vectors import VectorIndex
 from tests.benchmarks import bundle_memory, crossover, indexing
 from tests.benchmarks.crossmodal import Workload
@@ -49,9 +50,11 @@ def test_a_search_takes_little_longer_among_many(tmp_path: Path) -> None:
         workload = Workload(count, 256)
         texts, images = workload.text_queries(100)[0], workload.image_queries(100)
         fill_with(tmp_path / f"{count}", workload)
+        store = Store(tmp_path / f"{count}")
+        with store.write() as writer:
+            VectorIndex(store).build(writer, "image", lambda rows=texts: rows)
+        store.close()
         with Index(tmp_path / f"{count}", encoder=Known(texts, images)) as index:
-            with index._made().write() as writer:
-                VectorIndex(index._made()).build(writer, "image", lambda rows=texts: rows)
             taken[count] = _median(lambda number, index=index: index.search(f"text {number}"), 50)
     assert taken[100_000] < 4 * taken[2_000]
 
