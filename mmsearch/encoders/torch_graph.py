@@ -207,7 +207,7 @@ class _FirstRun:
             elif all(not name or name in self._known for name in node.inputs):
                 found = OPERATORS[node.operator]([self._known.get(name) for name in node.inputs], node.attributes)
                 _keep(self._known, node, found)
-            elif not self._is_view(node) and not self._is_linear(node):
+            elif not self._noted_as_view(node) and not self._done_as_linear(node):
                 self._do(node)
             self._forget(place)
         for name in self._outputs:
@@ -217,8 +217,8 @@ class _FirstRun:
     def _shape(self, name: str) -> tuple[int, ...]:
         return self._views[name].shape if name in self._views else tuple(self._values[name].shape)
 
-    def _is_view(self, node: Node) -> bool:
-        """Takes note of a node that only looks at a tensor in another way."""
+    def _noted_as_view(self, node: Node) -> bool:
+        """Whether a node only looks at a tensor in another way, which is noted then."""
         if node.operator not in _VIEWS or node.inputs[0] in self._known:
             return False
         name = node.inputs[0]
@@ -233,8 +233,8 @@ class _FirstRun:
             self._views[node.outputs[0]] = reshaped
         return reshaped is not None
 
-    def _is_linear(self, node: Node) -> bool:
-        """Runs a linear layer on a view in the order in which its rows lie in memory, where it would be copied else."""
+    def _done_as_linear(self, node: Node) -> bool:
+        """Whether a node is a linear layer on a view; run then on its rows as they lie in memory: none is copied."""
         weight = self._known.get(node.inputs[1]) if node.operator in _LINEAR else None
         view = self._views.get(node.inputs[0])
         if view is None or not isinstance(weight, Tensor) or weight.dim() != 2 or not view.groups[-1]:
@@ -252,9 +252,8 @@ class _FirstRun:
         width = self._values[made].shape[-1]
         found = _View(made, [*(view.sizes[part] for part in rows), width])
         places = {part: found.groups[place] for place, part in enumerate(rows)}
-        found.groups = [[one for part in group for one in places[part]] for group in view.groups[:-1]] + found.groups[
-            -1:
-        ]
+        rest = [[one for part in group for one in places[part]] for group in view.groups[:-1]]
+        found.groups = [*rest, found.groups[-1]]
         self._views[node.outputs[0]] = found
         return True
 
