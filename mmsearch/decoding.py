@@ -34,13 +34,14 @@ import numpy as np
 from PIL import Image
 
 from mmsearch import media
+from mmsearch.cores import usable_cores
 from mmsearch.encoders.base import PixelArray
 from mmsearch.encoders.preprocess import LONGEST_WITHIN, PixelSpec
 from mmsearch.errors import MediaError
 from mmsearch.facts import Decoded, ImageFacts
 
 LARGE_BYTES = 150_000_000  # a picture that takes more to decode (12 megapixels of HEIC take 120 MB) is decoded alone
-AT_ONCE = 16  # pictures that are handed on together
+LOOKAHEAD = 32  # pictures asked for and not yet handed on: two batches of 16, one being encoded and one being decoded
 MOST_WORKERS = 16  # of 60 MB each; more give this process more than it can write
 
 _WORKER_DATA_BYTES = 1_100_000_000  # the most that a worker may hold: MAX_DECODE_BYTES, Python, and some air
@@ -74,15 +75,12 @@ class DecodePool:
         *,
         workers: int | None = None,
         timeout_s: float = 60.0,
-        at_once: int = AT_ONCE,
-        alone: bool = False,
+        lookahead: int = LOOKAHEAD,
     ) -> None:
-        """at_once: pictures that are handed on together. alone: nothing else wants the cores, since a GPU encodes."""
         self._spec = spec
-        self._n_workers = workers or default_workers(alone=alone)
+        self._n_workers = workers or default_workers()
         self._timeout_s = timeout_s
-        # Asked for and not yet handed on: a batch that is being encoded, and one that is being decoded
-        self._lookahead = max(2 * at_once, self._n_workers)
+        self._lookahead = max(lookahead, self._n_workers)
         self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(self._n_workers)  # one for each picture, all of it for a large one
         self._one_large = threading.Lock()
@@ -274,10 +272,9 @@ class DecodePool:
 def default_workers(*, alone: bool = False) -> int:
     """Three quarters of the cores: of the work on a photograph, that is what decoding takes beside a small encoder.
 
-    Beside a large one they mostly wait. alone: all cores but one, for this process.
+    Beside a large one they mostly wait. alone: all cores but one, for this process, since a GPU encodes.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, max(2, cores - 1 if alone else cores * 3 // 4))
+    return min(MOST_WORKERS, max(2, usable_cores() - 1 if alone else usable_cores() * 3 // 4))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,22 +4,24 @@ A bundle shows its towers' outputs, which are kept so that other heads can be ap
 user's own gives vectors alone, which are checked here, since nothing else stands between them and the store.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray, PixelArray
-from mmsearch.encoders.bundle import Bundle
+from mmsearch.encoders.bundle import FOR_A_GPU, Bundle
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import MediaError, ModelError, QueryError
 from mmsearch.facts import Decoded
 from mmsearch.query import picture
 
+if TYPE_CHECKING:
+    from mmsearch.decoding import Skip
+
 Thing = TypeVar("Thing")
 
 PICTURES_AT_ONCE = 16
-PICTURES_AT_ONCE_ON_GPU = 256
 TEXTS_AT_ONCE = 64
 
 # For an encoder that does not say what it reads
@@ -47,13 +49,6 @@ class Embedded(NamedTuple):
 def pixels_of(encoder: Encoder) -> PixelSpec:
     """The pixels that an encoder reads."""
     return encoder.pixels if isinstance(encoder, FeatureEncoder) else PLAIN_PIXELS
-
-
-def pictures_at_once(encoder: Encoder, count: int) -> int:
-    """How many of so many pictures make a batch; a GPU, where one is there and worth it, is started. ModelError."""
-    if isinstance(encoder, Bundle) and encoder.uses_gpu_for(count):
-        return PICTURES_AT_ONCE_ON_GPU
-    return PICTURES_AT_ONCE
 
 
 def encodable(text: str) -> str:
@@ -120,6 +115,24 @@ def embed_batches(
             read = batch, reading
         if read is not None:
             yield read[0], _projected(encoder, read[1].result())
+
+
+def embed_files(
+    encoder: Encoder, paths: Collection[str], skipped: "Callable[[Skip], None]", *, timeout_s: float = 60.0
+) -> Iterator[tuple[Sequence[tuple[str, Decoded]], list[Embedded]]]:
+    """Batches of pictures with their paths and what the encoder makes of them, as they get ready.
+
+    skipped: gets what there is no picture of. A GPU, where one is there and so many pictures are worth it, is started;
+    all cores decode then. Raises ModelError.
+    """
+    from mmsearch.decoding import DecodePool, default_workers  # here: a search by words has no use for it
+
+    on_gpu = isinstance(encoder, Bundle) and encoder.uses_gpu_for(len(paths))
+    at_once = FOR_A_GPU if on_gpu else PICTURES_AT_ONCE
+    with DecodePool(
+        pixels_of(encoder), workers=default_workers(alone=on_gpu), timeout_s=timeout_s, lookahead=2 * at_once
+    ) as pool:
+        yield from embed_batches(encoder, pool.batches(paths, at_once, skipped), lambda one: one[1].pixels)
 
 
 def _projected(encoder: FeatureEncoder, features: FloatArray) -> list[Embedded]:

@@ -78,3 +78,8 @@ class IndexDamagedError(IndexError_):
 
 class IndexWriteError(IndexError_):
     """The index cannot be written: a full disk, a read-only folder."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """What another library's error says, short and without a full stop, for a sentence of ours."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

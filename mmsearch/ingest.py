@@ -12,16 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mmsearch.decoding import DecodePool, Skip
+from mmsearch.decoding import Skip
 from mmsearch.embedding import (
-    PICTURES_AT_ONCE,
     TEXTS_AT_ONCE,
     Embedded,
-    embed_batches,
+    embed_files,
     embed_texts,
     fits,
-    pictures_at_once,
-    pixels_of,
 )
 from mmsearch.encoders.base import Encoder
 from mmsearch.errors import MediaError, SourceError
@@ -150,16 +147,13 @@ class _Run:
         encoder = self._load_encoder()
         by_path = {file.path: file for file in files}
         # Encoded and written together: a kill loses two batches at most
-        at_once = pictures_at_once(encoder, len(files))
-        with DecodePool(
-            pixels_of(encoder),
+        for batch, embedded in embed_files(
+            encoder,
+            by_path,
+            lambda skip: self._skip(by_path[skip.path], skip),
             timeout_s=self._options.decode_timeout_s,
-            at_once=at_once,
-            alone=at_once > PICTURES_AT_ONCE,
-        ) as pool:
-            batches = pool.batches(by_path, at_once, lambda skip: self._skip(by_path[skip.path], skip))
-            for batch, embedded in embed_batches(encoder, batches, lambda one: one[1].pixels):
-                self._write_pictures([(by_path[path], decoded) for path, decoded in batch], embedded)
+        ):
+            self._write_pictures([(by_path[path], decoded) for path, decoded in batch], embedded)
 
     def _write_pictures(self, batch: Sequence[tuple[SourceFile, Decoded]], embedded: Sequence[Embedded]) -> None:
         read = list(zip(batch, embedded, strict=True))

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from mmsearch import media
-from mmsearch.decoding import DecodePool, Skip
+from mmsearch.decoding import Skip
 from mmsearch.embedding import (
     PICTURES_AT_ONCE,
     Embedded,
-    embed_batches,
+    embed_files,
     embed_pixels,
     embed_texts,
     encodable,
-    pictures_at_once,
     pixels_of,
 )
 from mmsearch.encoders.base import Encoder, FloatArray
@@ -231,13 +230,10 @@ class _Gathering:
             self._look_up("image", list(dict.fromkeys(contents.values())))
             left = [path for path, content in contents.items() if content not in self._known["image"]]
         if left:
-            at_once = pictures_at_once(self._encoder(), len(left))
-            with DecodePool(pixels_of(self._encoder()), at_once=at_once, alone=at_once > PICTURES_AT_ONCE) as pool:
-                batches = pool.batches(left, at_once, self._fail)
-                for batch, embedded in embed_batches(self._encoder(), batches, lambda one: one[1].pixels):
-                    hashes = [one.facts.content_hash for _, one in batch]
-                    contents |= zip((path for path, _ in batch), hashes, strict=True)
-                    self._take("image", hashes, embedded)
+            for batch, embedded in embed_files(self._encoder(), left, self._fail):
+                hashes = [one.facts.content_hash for _, one in batch]
+                contents |= zip((path for path, _ in batch), hashes, strict=True)
+                self._take("image", hashes, embedded)
         return contents
 
     def _knows_pictures(self) -> bool:

@@ -216,11 +216,11 @@ def test_a_pool_looks_ahead_only_so_far(tmp_path: Path) -> None:
             taken.append(number)
             yield path
 
-    with DecodePool(SPEC, workers=2, at_once=2) as pool:
+    with DecodePool(SPEC, workers=2, lookahead=5) as pool:
         pictures_ = pool.decode(endless())
         for _ in range(3):
             next(pictures_)
-        assert len(taken) <= 7
+        assert len(taken) <= 8
 
 
 def test_a_pool_starts_no_more_workers_than_there_are_pictures(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.cores import usable_cores
 from mmsearch.encoders.base import FloatArray, PixelArray
 from mmsearch.encoders.calibration import Calibration
 from mmsearch.encoders.heads import project
@@ -200,8 +201,8 @@ class Bundle:
         if not len(pixels):
             return np.empty((0, self._image_tower.width()), dtype=np.float32)
         if (gpu := self._tower_on_gpu(len(pixels))) is not None:
-            return gpu.run({"pixels": pixels})
-        calls = min(len(pixels), _cores(), MOST_CALLS)
+            return gpu.features(pixels)
+        calls = min(len(pixels), usable_cores(), MOST_CALLS)
         # In 8 bits one scale is chosen for all that is run together: alone, a picture does not depend on its neighbours
         most = 1 if self.precision == "int8" else IMAGES_A_CALL
         step = min(most, math.ceil(len(pixels) / calls))
@@ -342,11 +343,6 @@ def upright_rgb(image: "Image.Image") -> "Image.Image":
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_cuda() -> bool:

@@ -9,19 +9,17 @@ where the model's numbers do not fit into those, in 32.
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mmsearch.encoders.base import FloatArray, PixelArray
 from mmsearch.encoders.operators import UnknownOperatorError
 from mmsearch.encoders.torch_graph import TorchGraph
-from mmsearch.errors import ModelError
+from mmsearch.errors import ModelError, in_a_line
 
 LEAST_COSINE = 0.999  # of a row with ONNX Runtime's
 PICTURES_A_CALL = 128
@@ -29,7 +27,7 @@ PICTURES_TO_TRY = 32
 
 
 class GpuTower:
-    """Runs as `TowerSession` does, on a CUDA GPU. Safe to use from several threads, not in a process forked later."""
+    """An image tower on a CUDA GPU. Safe to use from several threads, not in a process forked later."""
 
     def __init__(self, path: Path, sample: PixelArray, expected: FloatArray) -> None:
         """Load a tower and compare it. Raises ModelError where torch cannot run it, or not as ONNX Runtime does.
@@ -45,15 +43,14 @@ class GpuTower:
             try:
                 self._copies = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 self._graph = TorchGraph(path, torch.device("cuda"), dtype)
-                (found,) = self._run([torch.from_numpy(sample)], ("features",))
-                cosine = _least_cosine(found, expected)
+                cosine = _least_cosine(self._run([torch.from_numpy(sample)]), expected)
                 if cosine >= LEAST_COSINE:
                     self._by_planes = self._is_faster_by_planes(sample.shape[1:])
                     return
             except UnknownOperatorError as error:
                 raise ModelError(f"the model has an operator that is not known on a GPU yet, {error}") from error
             except Exception as error:  # torch's, of the GPU and its memory, and whatever an unusual graph leads to
-                raise ModelError(f"torch cannot run it on the GPU ({_said(error)})") from error
+                raise ModelError(f"torch cannot run it on the GPU ({in_a_line(error)})") from error
         raise ModelError(f"the GPU's vectors are not the processor's (cosine {cosine:.4f})")
 
     @property
@@ -61,29 +58,27 @@ class GpuTower:
         """Whether this is the process that loaded it: CUDA does not survive a fork."""
         return os.getpid() == self._process
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]], output: str = "features") -> FloatArray:
-        """{"pixels": (n, h, w, 3) uint8} -> one output."""
-        return self.run_for(inputs, (output,))[0]
-
-    def run_for(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]) -> list[FloatArray]:
-        """-> several outputs, (n, ...) float32. Where the GPU's memory does not do, with fewer pictures a call.
+    def features(self, pixels: PixelArray) -> FloatArray:
+        """(n, h, w, 3) -> (n, features) float32. Where the GPU's memory does not do, with fewer pictures a call.
 
         Raises ModelError where the GPU fails.
         """
-        pixels = torch.from_numpy(np.ascontiguousarray(inputs["pixels"]))
+        ready = torch.from_numpy(np.ascontiguousarray(pixels))
         with self._lock:
             while True:
                 try:
-                    return self._run(torch.split(pixels, self._at_once), outputs)
+                    return self._run(torch.split(ready, self._at_once))
                 except torch.cuda.OutOfMemoryError as error:
                     if self._at_once == 1:
-                        raise ModelError(f"The GPU's memory does not do: {_said(error)}. Take --device cpu.") from error
+                        raise ModelError(
+                            f"The GPU's memory does not do: {in_a_line(error)}. Take --device cpu."
+                        ) from error
                 except RuntimeError as error:
-                    raise ModelError(f"The GPU failed: {_said(error)}. Take --device cpu.") from error
+                    raise ModelError(f"The GPU failed: {in_a_line(error)}. Take --device cpu.") from error
                 self._at_once //= 2
                 torch.cuda.empty_cache()
 
-    def _run(self, parts: Sequence[Tensor], outputs: Sequence[str]) -> list[FloatArray]:
+    def _run(self, parts: Sequence[Tensor]) -> FloatArray:
         """Each part is on its way to the GPU while the one before is read."""
         here = torch.cuda.current_stream()
         found = []
@@ -92,9 +87,9 @@ class GpuTower:
                 pixels = part.to("cuda")
             here.wait_stream(self._copies)
             pixels.record_stream(here)
-            values = self._graph.run(self._laid_out(pixels))
-            found.append([values[name] for name in outputs])
-        return [torch.cat(each).float().cpu().numpy() for each in zip(*found, strict=True)]
+            found.append(self._graph.run(self._laid_out(pixels))["features"])
+        features: FloatArray = torch.cat(found).float().cpu().numpy()
+        return features
 
     def _laid_out(self, pixels: Tensor) -> Tensor:
         """The same pictures, where convolutions are faster so, with their colours one after the other in memory."""
@@ -117,7 +112,3 @@ class GpuTower:
 def _least_cosine(rows: FloatArray, expected: FloatArray) -> float:
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
     return float(np.nan_to_num(((rows * expected).sum(axis=1) / lengths), nan=-1.0).min())
-
-
-def _said(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")

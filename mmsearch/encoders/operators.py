@@ -30,27 +30,30 @@ def _plain(function: Callable[..., Any]) -> Operator:
 
 
 def _cast(inputs: Inputs, attributes: Attributes) -> Tensor:
+    data: Tensor = inputs[0]
     kind = attributes["to"]
-    return inputs[0].to(attributes["dtype"] if kind in _FRACTIONS else _TYPES[kind])  # type: ignore[no-any-return]
+    return data.to(attributes["dtype"] if kind in _FRACTIONS else _TYPES[kind])
 
 
 # Shapes
 
 
 def _reshape(inputs: Inputs, attributes: Attributes) -> Tensor:
-    data, shape = inputs[0], inputs[1].tolist()
+    data: Tensor = inputs[0]
+    shape = inputs[1].tolist()
     kept = not attributes.get("allowzero", 0)
-    return data.reshape([data.shape[place] if kept and side == 0 else side for place, side in enumerate(shape)])  # type: ignore[no-any-return]
+    return data.reshape([data.shape[place] if kept and side == 0 else side for place, side in enumerate(shape)])
 
 
 def _expand(inputs: Inputs, attributes: Attributes) -> Tensor:
-    shape = np.broadcast_shapes(inputs[0].shape, tuple(inputs[1].tolist()))
-    return inputs[0].expand(shape)  # type: ignore[no-any-return]
+    data: Tensor = inputs[0]
+    return data.expand(np.broadcast_shapes(data.shape, tuple(inputs[1].tolist())))
 
 
 def _squeeze(inputs: Inputs, attributes: Attributes) -> Tensor:
+    data: Tensor = inputs[0]
     axes = _axes(inputs, attributes)
-    return inputs[0].squeeze() if axes is None else inputs[0].squeeze(tuple(axes))  # type: ignore[no-any-return]
+    return data.squeeze() if axes is None else data.squeeze(tuple(axes))
 
 
 def _unsqueeze(inputs: Inputs, attributes: Attributes) -> Tensor:
@@ -70,7 +73,8 @@ def _axes(inputs: Inputs, attributes: Attributes) -> list[int] | None:
 
 
 def _slice(inputs: Inputs, attributes: Attributes) -> Tensor:
-    data, starts, ends, axes, steps = [*inputs, None, None][:5]
+    data: Tensor = inputs[0]
+    starts, ends, axes, steps = [*inputs[1:], None, None][:4]
     span: list[Any] = [slice(None)] * data.dim()
     for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         axis = place if axes is None else int(axes[place])
@@ -79,7 +83,7 @@ def _slice(inputs: Inputs, attributes: Attributes) -> Tensor:
             raise UnknownOperatorError("Slice backwards")
         length = data.shape[axis]  # an end beyond it may be beyond what torch counts to
         span[axis] = slice(max(start, -length), min(end, length), step)
-    return data[tuple(span)]  # type: ignore[no-any-return]
+    return data[tuple(span)]
 
 
 def _split(inputs: Inputs, attributes: Attributes) -> tuple[Tensor, ...]:
@@ -90,14 +94,15 @@ def _split(inputs: Inputs, attributes: Attributes) -> tuple[Tensor, ...]:
 
 
 def _gather(inputs: Inputs, attributes: Attributes) -> Tensor:
-    data, places = inputs
+    data: Tensor = inputs[0]
+    places: Tensor = inputs[1]
     axis = attributes.get("axis", 0)
     if places.dim() == 0 and places.device.type == "cpu":
-        return data.select(axis, int(places))  # type: ignore[no-any-return]
+        return data.select(axis, int(places))
     places = torch.where(places < 0, places + data.shape[axis], places)
     taken = data.index_select(axis, places.reshape(-1))
     axis %= data.dim()
-    return taken.reshape(*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])  # type: ignore[no-any-return]
+    return taken.reshape(*data.shape[:axis], *places.shape, *data.shape[axis + 1 :])
 
 
 def _concat(inputs: Inputs, attributes: Attributes) -> Tensor:
@@ -105,13 +110,14 @@ def _concat(inputs: Inputs, attributes: Attributes) -> Tensor:
 
 
 def _transpose(inputs: Inputs, attributes: Attributes) -> Tensor:
-    order = attributes.get("perm") or list(range(inputs[0].dim()))[::-1]
-    return inputs[0].permute(order)  # type: ignore[no-any-return]
+    data: Tensor = inputs[0]
+    return data.permute(attributes.get("perm") or list(range(data.dim()))[::-1])
 
 
 def _flatten(inputs: Inputs, attributes: Attributes) -> Tensor:
-    data, axis = inputs[0], attributes.get("axis", 1)
-    return data.reshape(math.prod(data.shape[:axis]), -1)  # type: ignore[no-any-return]
+    data: Tensor = inputs[0]
+    axis = attributes.get("axis", 1)
+    return data.reshape(math.prod(data.shape[:axis]), -1)
 
 
 def _range(inputs: Inputs, attributes: Attributes) -> Tensor:
@@ -299,10 +305,11 @@ def _max_pool(inputs: Inputs, attributes: Attributes) -> Tensor:
 
 def _reduced(function: Callable[..., Tensor]) -> Operator:
     def run(inputs: Inputs, attributes: Attributes) -> Tensor:
+        data: Tensor = inputs[0]
         axes = _axes(inputs, attributes)
         if not axes and attributes.get("noop_with_empty_axes", 0):
-            return inputs[0]  # type: ignore[no-any-return]
-        return function(inputs[0], axes or list(range(inputs[0].dim())), keepdim=bool(attributes.get("keepdims", 1)))
+            return data
+        return function(data, axes or list(range(data.dim())), keepdim=bool(attributes.get("keepdims", 1)))
 
     return run
 

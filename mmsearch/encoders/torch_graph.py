@@ -50,9 +50,7 @@ class _Step:
 
     def take(self, values: dict[str, Any]) -> None:
         read = [known if name is None else values[name] for name, known in zip(self.inputs, self.known, strict=True)]
-        found = self.run(read, self.attributes)
-        several = found if isinstance(found, tuple) else (found,)
-        values |= ((name, value) for name, value in zip(self.outputs, several, strict=False) if name)
+        _keep(values, self.outputs, self.run(read, self.attributes))
 
 
 class _View:
@@ -62,8 +60,7 @@ class _View:
         self.root = root
         self.sizes = [size for size in shape if size != 1]  # of the parts
         self.before = list(range(len(self.sizes)))  # the parts, in the order of the root
-        self.groups: list[list[int]] = []  # of parts: the axes as they are seen
-        places = iter(self.before)
+        places = iter(self.before)  # of groups of parts: the axes as they are seen
         self.groups = [[] if size == 1 else [next(places)] for size in shape]
 
     @property
@@ -204,10 +201,7 @@ class _FirstRun:
             if node.operator == "Shape" and node.inputs[0] not in self._known:
                 shape = torch.empty(self._shape(node.inputs[0]), device="meta")
                 self._known[node.outputs[0]] = OPERATORS["Shape"]([shape], node.attributes)
-            elif all(not name or name in self._known for name in node.inputs):
-                found = OPERATORS[node.operator]([self._known.get(name) for name in node.inputs], node.attributes)
-                _keep(self._known, node, found)
-            elif not self._noted_as_view(node) and not self._done_as_linear(node):
+            elif not _follows(node, self._known) and not self._noted_as_view(node) and not self._done_as_linear(node):
                 self._do(node)
             self._forget(place)
         for name in self._outputs:
@@ -289,9 +283,18 @@ class _FirstRun:
         return self._steps
 
 
-def _keep(values: dict[str, Any], node: Node, found: Any) -> None:
+def _keep(values: dict[str, Any], outputs: Sequence[str], found: Any) -> None:
     several = found if isinstance(found, tuple) else (found,)
-    values |= ((name, value) for name, value in zip(node.outputs, several, strict=False) if name)
+    values |= ((name, value) for name, value in zip(outputs, several, strict=False) if name)
+
+
+def _follows(node: Node, known: dict[str, Any]) -> bool:
+    """Whether a node follows from what is known; it is known then, too."""
+    if not all(not name or name in known for name in node.inputs):
+        return False
+    found = OPERATORS[node.operator]([known.get(name) for name in node.inputs], node.attributes)
+    _keep(known, node.outputs, found)
+    return True
 
 
 def _moved(value: Any, device: torch.device | None) -> Any:
@@ -301,13 +304,8 @@ def _moved(value: Any, device: torch.device | None) -> Any:
 
 def _folded(weights: Mapping[str, Tensor], nodes: Sequence[Node]) -> tuple[dict[str, Any], list[Node]]:
     """What follows from weights alone; the nodes that depend on more."""
-    known, left = dict(weights), []
-    for node in nodes:
-        if all(not name or name in known for name in node.inputs):
-            found = OPERATORS[node.operator]([known.get(name) for name in node.inputs], node.attributes)
-            _keep(known, node, found)
-        else:
-            left.append(node)
+    known = dict(weights)
+    left = [node for node in nodes if not _follows(node, known)]
     return known, left
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmsearch.errors import ModelError, UsageError
+from mmsearch.errors import ModelError, UsageError, in_a_line
 from mmsearch.train.design import TEXT_KINDS, EncoderDesign
 
 PAD = 0  # the token that fills up; every tokenizer that is learned here has it first
@@ -107,7 +107,7 @@ def _timm_image(design: EncoderDesign) -> ImageTower:
         mean, deviation = (settings.mean, settings.std) if settings is not None else ((0.5,) * 3, (0.5,) * 3)
         return ImageTower(trunk, size, mean, deviation)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        raise UsageError(f"{name} cannot read pictures of {size} x {size} pixels: {_line(error)}.") from error
+        raise UsageError(f"{name} cannot read pictures of {size} x {size} pixels: {in_a_line(error)}.") from error
 
 
 def _is_convolutional(name: str) -> bool:
@@ -312,7 +312,7 @@ def _given_transformer(folder: Path, design: EncoderDesign) -> TextTower:
             folder, local_files_only=True, use_safetensors=True, attn_implementation="eager", trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a text tower: {_line(error)}.") from error
+        raise ModelError(f"{folder} cannot be loaded as a text tower: {in_a_line(error)}.") from error
     pad_id = config.pad_token_id if config.pad_token_id is not None else PAD
     return HuggingFaceText(model, pad_id, causal=config.model_type.startswith("gpt"))
 
@@ -342,7 +342,3 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         pickled = head == b"PK" or head[:1] == b"\x80"
         why = "is a pickle, which can run anything when it is opened" if pickled else "is not a safetensors file"
         raise ModelError(f"{path} {why}. Save the weights with safetensors.torch.save_file.") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

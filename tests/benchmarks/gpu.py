@@ -110,9 +110,10 @@ def rows_from_files(folder: Path, quick: bool) -> Iterator[Row]:
 
 
 def _possible() -> bool:
-    if not has_cuda():
+    possible = has_cuda()
+    if not possible:
         print("There is no CUDA GPU here.", file=sys.stderr)
-    return has_cuda()
+    return possible
 
 
 def _row(what: str, ours: float, theirs: float) -> Row:
