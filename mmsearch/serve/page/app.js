@@ -228,7 +228,8 @@ async function loadWhatFits() {
   }
 }
 
-new IntersectionObserver(([entry]) => entry.isIntersecting && loadWhatFits(), { rootMargin: `${AHEAD}px` })
+// A busy browser tells several changes at once: the last one holds.
+new IntersectionObserver((changes) => changes.at(-1).isIntersecting && loadWhatFits(), { rootMargin: `${AHEAD}px` })
   .observe(byId('end'));
 
 // What is said when there is nothing to show
