@@ -172,6 +172,23 @@ def test_one_that_is_cut_short_while_it_is_open_is_not_believed(store: Store) ->
     assert ids.tolist() == before[0].tolist() and scores.tolist() == before[1].tolist()
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice")
+@pytest.mark.parametrize(("from_memory_s", "on_disk"), [(0.0, True), (60.0, False)])
+def test_rows_on_a_disk_are_fetched_together(
+    store: Store, monkeypatch: pytest.MonkeyPatch, from_memory_s: float, on_disk: bool
+) -> None:
+    monkeypatch.setattr(rows, "FROM_MEMORY_S", from_memory_s)
+    advised, advise = list[int](), os.posix_fadvise
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda file, place, *how: (advised.append(place), advise(file, place, *how))
+    )
+    with store.read() as reader:
+        ids, vectors = reader.sample_of_vectors("image", 30)
+    there, _, read = Rows(path(store), told(store)).read(ids)
+    assert there.tolist() == ids.tolist() and np.array_equal(read, vectors)
+    assert len(advised) == (len(ids) - rows.FIRST_ROWS if on_disk else 0)
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -11,6 +11,7 @@ asked for. Like every file in this folder it is derived from the store, and may 
 
 import json
 import os
+import time
 import uuid
 import weakref
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ SUFFIX = ".rows"
 BLOCK_BYTES = 2**25  # read at once
 WIDEST = 2**16  # numbers of a vector
 WIDE_GAP = 4  # ids; narrower ones are filled with zeros
+FIRST_ROWS = 8  # of a list, that tell whether the file is in memory
+FROM_MEMORY_S = 1e-4  # that they take at most, if it is: some 1 us each, and 50 from an SSD
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,31 @@ class Rows:
 
         Of none where the file cannot be read any more, or was cut short meanwhile.
         """
-        size = self._layout.itemsize
         ids = ids[(ids > 0) & (ids <= self._through)]
         try:
-            read = b"".join([os.pread(self._descriptor, size, (number - 1) * size) for number in ids.tolist()])
+            read = self._bytes_of(ids)
         except OSError:
             read = b""
-        if len(read) < size * len(ids):
+        if len(read) < self._layout.itemsize * len(ids):
             ids, read = ids[:0], b""
         rows = np.frombuffer(read, self._layout)
         there = rows["item"] > 0
         return ids[there], rows["item"][there], rows["vector"][there]
+
+    def _bytes_of(self, ids: IntArray) -> bytes:
+        """The rows one after the other, or fewer bytes where the file ends. Raises OSError.
+
+        From a disk every row would be waited for. So where the first rows take long, the system is told at once of all
+        others, and fetches them together: four hundred take 3 ms of an SSD then, and not 19.
+        """
+        size, places = self._layout.itemsize, ((ids - 1) * self._layout.itemsize).tolist()
+        started = time.perf_counter()
+        rows = [os.pread(self._descriptor, size, place) for place in places[:FIRST_ROWS]]
+        if hasattr(os, "posix_fadvise") and time.perf_counter() - started > FROM_MEMORY_S:
+            for place in places[FIRST_ROWS:]:
+                os.posix_fadvise(self._descriptor, place, size, os.POSIX_FADV_WILLNEED)
+        rows += [os.pread(self._descriptor, size, place) for place in places[FIRST_ROWS:]]
+        return b"".join(rows)
 
 
 def write_rows(writer: Writer, folder: Path, through: int, *, anew: bool) -> Told:
