@@ -125,13 +125,20 @@ def embed_files(
     skipped: gets what there is no picture of. A GPU, where one is there and so many pictures are worth it, is started;
     all cores decode then. Raises ModelError.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from mmsearch.decoding import DecodePool, default_workers  # here: a search by words has no use for it
 
     on_gpu = isinstance(encoder, Bundle) and encoder.uses_gpu_for(len(paths))
     at_once = FOR_A_GPU if on_gpu else PICTURES_AT_ONCE
-    with DecodePool(
-        pixels_of(encoder), workers=default_workers(alone=on_gpu), timeout_s=timeout_s, lookahead=2 * at_once
-    ) as pool:
+    with (
+        DecodePool(
+            pixels_of(encoder), workers=default_workers(alone=on_gpu), timeout_s=timeout_s, lookahead=2 * at_once
+        ) as pool,
+        ThreadPoolExecutor(1) as meanwhile,
+    ):
+        if isinstance(encoder, Bundle) and not on_gpu:
+            meanwhile.submit(encoder.get_ready, len(paths))  # where that fails, so does encoding, which says it
         yield from embed_batches(encoder, pool.batches(paths, at_once, skipped), lambda one: one[1].pixels)
 
 

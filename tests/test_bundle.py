@@ -213,6 +213,16 @@ def test_a_search_by_words_never_reads_the_image_tower(copy: Path) -> None:
         bundle.encode_images([Image.new("RGB", (9, 9))])
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_what_is_ready_reads_no_more_files(shared: Bundle, copy: Path, count: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    bundle = Bundle.open(copy)
+    bundle.get_ready(count)
+    shutil.rmtree(copy)
+    expected = shared.project_images(shared.image_features(pixels))
+    assert np.array_equal(bundle.project_images(bundle.image_features(pixels)), expected)
+
+
 def test_repacked_weights_change_no_vector(copy: Path) -> None:
     bundle = Bundle.open(copy)
     runs = [bundle.encode_texts(["w5 w6"]) for _ in range(RUNS_BEFORE_PACKING + 2)]

@@ -4,6 +4,8 @@ The cells that hold a large index are tried here on a few thousand vectors, as i
 """
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from mmsearch.search import Filters
-from mmsearch.store import schema, vectors
+from mmsearch.store import cells, schema, vectors
 from mmsearch.store.cells import RECALL, Cells, Settings
 from mmsearch.store.metadata import Store
 from mmsearch.store.records import Condition, FloatArray, IntArray, NewFile, NewItem
@@ -165,6 +167,29 @@ def test_a_reader_goes_on_while_cells_are_exchanged(store: Store, workload: Work
         build(store, workload)
         assert index.search(early, "image", query, 10)[0].tolist() == before
     assert len(found(store, query, 10)[0]) == 10
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="how much memory there is, is not known")
+@pytest.mark.parametrize(("from_memory_s", "fetched"), [(0.0, 1), (60.0, 0)])
+def test_cells_on_a_disk_are_fetched_once(
+    store: Store, workload: Workload, monkeypatch: pytest.MonkeyPatch, from_memory_s: float, fetched: int
+) -> None:
+    queries, index, read = workload.text_queries(3)[0], VectorIndex(store), list[Path]()
+    read_through = cells.read_through
+
+    def seen(path: Path) -> None:
+        read_through(path)
+        read.append(path)
+
+    before = [found(store, query, 10)[0].tolist() for query in queries]
+    monkeypatch.setattr(cells, "read_through", seen)
+    monkeypatch.setattr(cells, "FROM_MEMORY_S", from_memory_s)
+    with store.read() as reader:
+        assert [index.search(reader, "image", query, 10)[0].tolist() for query in queries] == before
+    for thread in threading.enumerate():
+        if thread.name == "mmsearch fetching":
+            thread.join()
+    assert read == files(store) * fetched
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "zeros", "rubbish"])

@@ -183,6 +183,13 @@ class Bundle:
         """
         return self._tower_on_gpu(count) is not None
 
+    def get_ready(self, count: int) -> None:
+        """Load what encodes so many pictures on the processor, while the first are decoded. Raises ModelError."""
+        if min(count, usable_cores()) > 1:
+            self._image_tower.run_abreast()
+        self._image_tower.width()
+        self._head_tensors("image")
+
     def encode_images(self, images: "Sequence[Image.Image]") -> FloatArray:
         """(n, dim) float32, rows of length 1. Pictures of any mode and size; EXIF orientation is heeded."""
         vectors = [np.empty((0, self.dim), dtype=np.float32)]
