@@ -24,7 +24,7 @@ from mmsearch.encoders.manifest import Tower
 from mmsearch.encoders.preprocess import fit
 from mmsearch.encoders.sessions import optimise
 from mmsearch.encoders.writing import derive_bundle
-from mmsearch.errors import ModelError
+from mmsearch.errors import ModelError, in_a_line
 from mmsearch.everyday import QUERIES
 
 LEAST_COSINE, LEAST_OVERLAP = 0.99, 0.95
@@ -43,8 +43,7 @@ def make_int8(source: Bundle, folder: Path) -> Bundle:
         if bundle.agreement[TEXTS_COSINE] < LEAST_COSINE:
             bundle = _made(source, folder, ("image",))
     except Exception as error:  # what ONNX Runtime's quantisation meets in a graph, it raises as it comes
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{source.name} cannot be made into 8 bits: {reason.removesuffix('.')}.") from error
+        raise ModelError(f"{source.name} cannot be made into 8 bits: {in_a_line(error)}.") from error
     return bundle
 
 

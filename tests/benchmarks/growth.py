@@ -2,6 +2,9 @@
 
 The made-up workload of 512 dimensions at every size. Each size is built in one process and answers in another. Nothing
 may grow faster than its nature: building and disk as the number of vectors, a query about as its root.
+
+    python -m tests.benchmarks.growth FOLDER 10000000  # one size, which stays there: 3 GB a million
+    python -m tests.benchmarks.growth FOLDER search  # what is there, asked again
 """
 
 import contextlib
@@ -127,4 +130,6 @@ def _search(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"build": _build, "search": _search}[sys.argv[2]](Path(sys.argv[1]))))
+    where, what = Path(sys.argv[1]), sys.argv[2]
+    parts = {"build": _build, "search": _search}
+    print(json.dumps(parts[what](where) if what in parts else _told(where, int(what))))
