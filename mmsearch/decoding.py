@@ -42,8 +42,10 @@ from mmsearch.facts import Decoded, ImageFacts
 
 LARGE_BYTES = 150_000_000  # a picture that takes more to decode (12 megapixels of HEIC take 120 MB) is decoded alone
 LOOKAHEAD = 32  # pictures asked for and not yet handed on: two batches of 16, one being encoded and one being decoded
-MOST_WORKERS = 16  # of 60 MB each; more give this process more than it can write
-KEPT_BYTES = 2**25  # of freed memory, by a worker
+MOST_WORKERS = 16  # of 60 to 90 MB each; more give this process more than it can write
+# Of freed memory, by a worker. 1,500 pictures of 512 px took 0.7 s of the kernel's time then, and not 2.2, of 31 s in
+# all (tests/benchmarks/indexing.py in turns, 89 -> 93 pictures/s).
+KEPT_BYTES = 2**25
 
 _WORKER_DATA_BYTES = 1_100_000_000  # the most that a worker may hold: MAX_DECODE_BYTES, Python, and some air
 _START_S = 60.0
@@ -398,7 +400,7 @@ class _Worker:
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(part for part in python_path if part),
                 "OPENBLAS_NUM_THREADS": "1",  # numpy would start threads that have nothing to do
-                # glibc would give the memory of every picture back, and be given new pages for the next
+                # glibc would give the memory of every small picture back, and be given new pages for the next
                 "MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES // 4),
                 "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES),
             },

@@ -4,7 +4,9 @@ A bundle shows its towers' outputs, which are kept so that other heads can be ap
 user's own gives vectors alone, which are checked here, since nothing else stands between them and the store.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -90,12 +92,17 @@ def embed_pixels(encoder: Encoder, pixels: Sequence[PixelArray]) -> list[Embedde
 
 
 def embed_batches(
-    encoder: Encoder, batches: Iterable[Sequence[Thing]], pixels_of_one: Callable[[Thing], PixelArray]
+    encoder: Encoder,
+    batches: Iterable[Sequence[Thing]],
+    pixels_of_one: Callable[[Thing], PixelArray],
+    *,
+    get_ready: Callable[[], object] | None = None,
 ) -> Iterator[tuple[Sequence[Thing], list[Embedded]]]:
     """Each batch with what the encoder makes of its pictures.
 
     The towers of a bundle read the next batch meanwhile, in another thread; an encoder of the user's own may want to
-    stay in the one that it was made in.
+    stay in the one that it was made in. get_ready: called in that thread before there is a batch; where it fails, so
+    will the first batch, which says it.
     """
     if not isinstance(encoder, FeatureEncoder):
         for batch in batches:
@@ -108,6 +115,8 @@ def embed_batches(
     read: tuple[Sequence[Thing], Future[FloatArray]] | None = None
     # Projecting is too little work for several threads: they would wait for each other, and for a core
     with ThreadPoolExecutor(1) as tower, threadpool_limits(1, user_api="blas"):
+        if get_ready is not None:
+            tower.submit(get_ready)
         for batch in batches:
             reading = tower.submit(encoder.image_features, np.stack([pixels_of_one(one) for one in batch]))
             if read is not None:
@@ -125,21 +134,19 @@ def embed_files(
     skipped: gets what there is no picture of. A GPU, where one is there and so many pictures are worth it, is started;
     all cores decode then. Raises ModelError.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     from mmsearch.decoding import DecodePool, default_workers  # here: a search by words has no use for it
 
     on_gpu = isinstance(encoder, Bundle) and encoder.uses_gpu_for(len(paths))
     at_once = FOR_A_GPU if on_gpu else PICTURES_AT_ONCE
-    with (
-        DecodePool(
-            pixels_of(encoder), workers=default_workers(alone=on_gpu), timeout_s=timeout_s, lookahead=2 * at_once
-        ) as pool,
-        ThreadPoolExecutor(1) as meanwhile,
-    ):
-        if isinstance(encoder, Bundle) and not on_gpu:
-            meanwhile.submit(encoder.get_ready, len(paths))  # where that fails, so does encoding, which says it
-        yield from embed_batches(encoder, pool.batches(paths, at_once, skipped), lambda one: one[1].pixels)
+    get_ready: Callable[[], object] | None = None
+    # Not for files alone that nobody may read, which every run tries again
+    if isinstance(encoder, Bundle) and not on_gpu and any(os.access(path, os.R_OK) for path in paths):
+        get_ready = partial(encoder.get_ready, len(paths))
+    with DecodePool(
+        pixels_of(encoder), workers=default_workers(alone=on_gpu), timeout_s=timeout_s, lookahead=2 * at_once
+    ) as pool:
+        batches = pool.batches(paths, at_once, skipped)
+        yield from embed_batches(encoder, batches, lambda one: one[1].pixels, get_ready=get_ready)
 
 
 def _projected(encoder: FeatureEncoder, features: FloatArray) -> list[Embedded]:

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from mmsearch import ingest as ingest_module
+from mmsearch.decoding import Skip
+from mmsearch.embedding import embed_files
 from mmsearch.encoders.base import FloatArray
+from mmsearch.encoders.bundle import Bundle
+from mmsearch.encoders.catalog import LITE_FOLDER
 from mmsearch.errors import MissingRootError, ModelError, SourceError
 from mmsearch.index import Index
 from mmsearch.ingest import Progress
@@ -506,3 +510,19 @@ def test_a_folder_put_in_by_itself_stays_whatever_the_one_above_excludes(index: 
     index.add(photos, photos / "trips")
     assert index.add(photos, options=IngestOptions(exclude=("trips/",))).removed == 0
     assert index.add().unchanged == 3
+
+
+def test_a_model_is_loaded_while_pictures_are_decoded_but_for_none_that_can_be_read(photos: Path) -> None:
+    ready, skipped = list[int](), list[Skip]()
+
+    class Noting(Bundle):
+        def get_ready(self, count: int) -> None:
+            super().get_ready(count)
+            ready.append(count)
+
+    encoder = Noting.open(LITE_FOLDER)
+    assert list(embed_files(encoder, ["none.png", "neither.png"], skipped.append)) == []
+    assert len(skipped) == 2 and ready == []
+    found = list(embed_files(encoder, ["none.png", str(photos / "red.png")], skipped.append))
+    assert [path for batch, _ in found for path, _ in batch] == [str(photos / "red.png")]
+    assert len(skipped) == 3 and ready == [2]

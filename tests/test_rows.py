@@ -178,15 +178,31 @@ def test_rows_on_a_disk_are_fetched_together(
     store: Store, monkeypatch: pytest.MonkeyPatch, from_memory_s: float, on_disk: bool
 ) -> None:
     monkeypatch.setattr(rows, "FROM_MEMORY_S", from_memory_s)
-    advised, advise = list[int](), os.posix_fadvise
-    monkeypatch.setattr(
-        os, "posix_fadvise", lambda file, place, *how: (advised.append(place), advise(file, place, *how))
-    )
+    advised, advise = list[tuple[int, int, int]](), os.posix_fadvise
+
+    def noted(file: int, place: int, size: int, advice: int) -> None:
+        advised.append((place, size, advice))
+        advise(file, place, size, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", noted)
     with store.read() as reader:
         ids, vectors = reader.sample_of_vectors("image", 30)
     there, _, read = Rows(path(store), told(store)).read(ids)
     assert there.tolist() == ids.tolist() and np.array_equal(read, vectors)
-    assert len(advised) == (len(ids) - rows.FIRST_ROWS if on_disk else 0)
+    size = told(store).layout.itemsize
+    places = [(number - 1) * size for number in ids[rows.FIRST_ROWS :].tolist()] if on_disk else []
+    assert advised == [(place, size, os.POSIX_FADV_WILLNEED) for place in places]
+    assert not on_disk or places
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice")
+def test_advice_that_is_not_taken_costs_no_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*advice: int) -> None:
+        raise OSError("not on this file system")
+
+    monkeypatch.setattr(rows, "FROM_MEMORY_S", 0.0)
+    monkeypatch.setattr(os, "posix_fadvise", refused)
+    assert_same(store)
 
 
 @pytest.mark.parametrize(

@@ -169,27 +169,58 @@ def test_a_reader_goes_on_while_cells_are_exchanged(store: Store, workload: Work
     assert len(found(store, query, 10)[0]) == 10
 
 
-@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="how much memory there is, is not known")
-@pytest.mark.parametrize(("from_memory_s", "fetched"), [(0.0, 1), (60.0, 0)])
-def test_cells_on_a_disk_are_fetched_once(
-    store: Store, workload: Workload, monkeypatch: pytest.MonkeyPatch, from_memory_s: float, fetched: int
+needs_sysconf = pytest.mark.skipif(not hasattr(os, "sysconf"), reason="how much memory there is, is not known")
+
+
+@needs_sysconf
+@pytest.mark.parametrize(("from_memory_s", "again_s", "times"), [(0.0, 600.0, 1), (0.0, 0.0, 3), (60.0, 600.0, 0)])
+def test_cells_on_a_disk_are_read_through_once_in_a_while(
+    store: Store,
+    workload: Workload,
+    monkeypatch: pytest.MonkeyPatch,
+    from_memory_s: float,
+    again_s: float,
+    times: int,
 ) -> None:
-    queries, index, read = workload.text_queries(3)[0], VectorIndex(store), list[Path]()
+    queries, index, read = workload.text_queries(3)[0], VectorIndex(store), list[tuple[Path, int]]()
     read_through = cells.read_through
-
-    def seen(path: Path) -> None:
-        read_through(path)
-        read.append(path)
-
     before = [found(store, query, 10)[0].tolist() for query in queries]
-    monkeypatch.setattr(cells, "read_through", seen)
+    monkeypatch.setattr(cells, "read_through", lambda path: read.append((path, read_through(path))))
     monkeypatch.setattr(cells, "FROM_MEMORY_S", from_memory_s)
+    monkeypatch.setattr(cells, "FETCHED_AGAIN_S", again_s)
     with store.read() as reader:
         assert [index.search(reader, "image", query, 10)[0].tolist() for query in queries] == before
     for thread in threading.enumerate():
         if thread.name == "mmsearch fetching":
             thread.join()
-    assert read == files(store) * fetched
+    (file,) = files(store)
+    assert read == [(file, file.stat().st_size)] * times
+
+
+@needs_sysconf
+def test_a_query_is_answered_where_no_thread_can_be_started(
+    store: Store, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    query = workload.text_queries(1)[0][0]
+    before = found(store, query, 10)[0].tolist()
+    monkeypatch.setattr(cells, "FROM_MEMORY_S", 0.0)
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert found(store, query, 10)[0].tolist() == before
+
+
+@needs_sysconf
+def test_a_file_that_would_fill_the_memory_is_not_read_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, sizes = tmp_path / "file", {"SC_PHYS_PAGES": 4, "SC_PAGE_SIZE": 1000}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    monkeypatch.setattr(cells, "FETCHED_AT_ONCE", 300)
+    file.write_bytes(bytes(1999))
+    assert cells.read_through(file) == 1999
+    file.write_bytes(bytes(2000))
+    assert cells.read_through(file) == 0
+    assert cells.read_through(tmp_path / "gone") == 0
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "zeros", "rubbish"])

@@ -44,7 +44,8 @@ SPREADS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # of short lists, that are tried
 LONGEST = LENGTHS[-1]
 MEASURED_DEPTH = 200  # hits for which the measured number of cells is read
-FROM_MEMORY_S = 1e-4  # that a cell takes at most, if it is in memory: some 20 us, and 300 from an SSD
+FROM_MEMORY_S = 1e-4  # that a cell takes at most, if it is in memory: some 20 us, and 300 from an SSD (growth.py)
+FETCHED_AGAIN_S = 600.0  # after which the file is read through once more, if it has left the memory since
 FETCHED_AT_ONCE = 2**22  # bytes
 
 
@@ -75,7 +76,7 @@ class Cells:
         """mapped: the file, where it is no more than mapped into memory."""
         import faiss
 
-        self._unfetched = mapped
+        self._mapped, self._fetched_at = mapped, -math.inf
         self._index = index  # owns what the next two point into
         self._cells: Any = faiss.downcast_index(index.index)
         chain: Any = index.chain
@@ -183,13 +184,16 @@ class Cells:
         return projected
 
     def _fetch(self) -> None:
-        """Have the system read the file through meanwhile, once, so that no cell is waited for any more.
+        """Have the system read the file through meanwhile, so that soon no cell is waited for any more.
 
         At 10,000,000 rows a query that finds no cell in memory takes 46 ms, and 3 ms half a second later.
         """
-        path, self._unfetched = self._unfetched, None
-        if path is not None and hasattr(os, "sysconf"):  # not on Windows
-            threading.Thread(target=read_through, args=(path,), name="mmsearch fetching", daemon=True).start()
+        now = time.monotonic()
+        if self._mapped is None or now - self._fetched_at < FETCHED_AGAIN_S or not hasattr(os, "sysconf"):
+            return
+        self._fetched_at = now
+        with contextlib.suppress(RuntimeError):  # no thread can be started: cells are waited for as before
+            threading.Thread(target=read_through, args=(self._mapped,), name="mmsearch fetching", daemon=True).start()
 
     def _means(self) -> FloatArray:
         import faiss
@@ -200,13 +204,15 @@ class Cells:
         return means
 
 
-def read_through(path: Path) -> None:
-    """Read a file that leaves half of the memory to others."""
+def read_through(path: Path) -> int:
+    """-> how many bytes were read of a file: all, where that leaves half of the memory to others, else none."""
+    read = 0
     with contextlib.suppress(OSError, ValueError), path.open("rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
             room = memoryview(bytearray(FETCHED_AT_ONCE))
-            while file.readinto(room):
-                pass
+            while some := file.readinto(room):
+                read += some
+    return read
 
 
 def cells_for(count: int) -> int:

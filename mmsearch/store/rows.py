@@ -9,6 +9,7 @@ believed is written in the settings of the store once they are on disk. What was
 asked for. Like every file in this folder it is derived from the store, and may be deleted.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -106,8 +107,9 @@ class Rows:
         started = time.perf_counter()
         rows = [os.pread(self._descriptor, size, place) for place in places[:FIRST_ROWS]]
         if hasattr(os, "posix_fadvise") and time.perf_counter() - started > FROM_MEMORY_S:
-            for place in places[FIRST_ROWS:]:
-                os.posix_fadvise(self._descriptor, place, size, os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(OSError):  # without the advice, they are read all the same
+                for place in places[FIRST_ROWS:]:
+                    os.posix_fadvise(self._descriptor, place, size, os.POSIX_FADV_WILLNEED)
         rows += [os.pread(self._descriptor, size, place) for place in places[FIRST_ROWS:]]
         return b"".join(rows)
 
