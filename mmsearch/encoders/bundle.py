@@ -185,8 +185,7 @@ class Bundle:
 
     def get_ready(self, count: int) -> None:
         """Load what encodes so many pictures on the processor, while the first are decoded. Raises ModelError."""
-        if min(count, usable_cores()) > 1:
-            self._image_tower.run_abreast()
+        self._calls_for(count)
         self._image_tower.width()
         self._head_tensors("image")
 
@@ -209,14 +208,13 @@ class Bundle:
             return np.empty((0, self._image_tower.width()), dtype=np.float32)
         if (gpu := self._tower_on_gpu(len(pixels))) is not None:
             return gpu.features(pixels)
-        calls = min(len(pixels), usable_cores(), MOST_CALLS)
+        calls = self._calls_for(len(pixels))
         # In 8 bits one scale is chosen for all that is run together: alone, a picture does not depend on its neighbours
         most = 1 if self.precision == "int8" else IMAGES_A_CALL
         step = min(most, math.ceil(len(pixels) / calls))
         parts = [{"pixels": pixels[start : start + step]} for start in range(0, len(pixels), step)]
         if calls == 1:
             return np.concatenate([self._image_tower.run(part) for part in parts])
-        self._image_tower.run_abreast()
         from concurrent.futures import ThreadPoolExecutor  # here: a search by words has no use for it
 
         with ThreadPoolExecutor(calls) as together:
@@ -242,6 +240,13 @@ class Bundle:
     def project_texts(self, features: FloatArray) -> FloatArray:
         """(n, text features) -> (n, dim) float32, rows of length 1."""
         return project(self._manifest.text_head, features, self._head_tensors("text"))
+
+    def _calls_for(self, count: int) -> int:
+        """How many calls of the image tower encode so many pictures at once; it is run in that way from here on."""
+        calls = min(count, usable_cores(), MOST_CALLS)
+        if calls > 1:
+            self._image_tower.run_abreast()
+        return calls
 
     def _tower_on_gpu(self, count: int) -> "GpuTower | None":
         """That encodes so many pictures, loaded by now; None where the processor does. Raises ModelError."""
