@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageFile
 
+from mmsearch.eighth import eighth
 from mmsearch.encoders.preprocess import PixelSpec, fit, resized_size
 from mmsearch.errors import MediaError
 from mmsearch.exif import ExifFacts, read_exif
@@ -133,12 +134,12 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int) -> tuple[Im
                 image = _open(stream, format_)
                 size = _within_limits(image)
                 turned = read_exif(_exif_block(image)).orientation  # of a PNG it may be known only after the pixels
-                _decode(image, format_, spec, turned, stream, max_bytes)
+                loaded = _loaded(image, format_, spec, turned, stream, max_bytes)
                 if format_ == "TIFF":  # whose plugin has turned it upright by now
                     exif, size = replace(read_exif(stream), orientation=1), image.size
                 else:
                     exif = read_exif(_exif_block(image))
-                rgb = _upright_rgb(image, spec, exif.orientation)
+                rgb = _upright_rgb(loaded, spec, exif.orientation)
         except MediaError as error:
             if isinstance(error.__cause__, Exception) and _is_cut_short(stream, format_, error.__cause__):
                 raise MediaError("is cut short") from error.__cause__
@@ -352,15 +353,15 @@ def _within_limits(image: Image.Image) -> tuple[int, int]:
     return width, height
 
 
-def _decode(
+def _loaded(
     image: ImageFile.ImageFile,
     format_: str,
     spec: PixelSpec | None,
     orientation: int,
     stream: IO[bytes],
     max_bytes: int,
-) -> None:
-    """Load the first frame; of JPEG and JPEG 2000, at a fraction of its size if the spec allows it."""
+) -> Image.Image:
+    """The first frame, with its pixels; of JPEG and JPEG 2000, at a fraction of its size if the spec allows it."""
     full_size, halvings = image.size, 0
     if spec is not None:
         width, height = _needed(full_size, spec, orientation)
@@ -376,7 +377,10 @@ def _decode(
     n_bytes = _decode_bytes(image, format_, full_size, halvings, file_bytes)
     if n_bytes > max_bytes:
         raise TooLargeError(f"needs {n_bytes / 1e9:.1f} GB of memory to be decoded, more than it is given")
+    if format_ == "JPEG" and (small := eighth(image, stream)) is not None:
+        return small
     image.load()
+    return image
 
 
 def _needed(size: tuple[int, int], spec: PixelSpec, orientation: int) -> tuple[int, int]:
@@ -395,7 +399,7 @@ def _decode_bytes(image: Image.Image, format_: str, full_size: tuple[int, int], 
     full_pixels = full_size[0] * full_size[1]
     pixel_bytes = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
     if format_ == "JPEG":
-        n_bytes = image.size[0] * image.size[1] * pixel_bytes
+        n_bytes = image.size[0] * image.size[1] * pixel_bytes + file_bytes
         if image.info.get("progressive"):  # libjpeg keeps the coefficients of the whole picture, 16 bit each
             layers = [(across, down) for _, across, down, _ in getattr(image, "layer", [])]
             largest = max((across for across, _ in layers), default=1) * max((down for _, down in layers), default=1)
