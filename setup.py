@@ -2,4 +2,6 @@
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("_mmsearch", ["native/jpeg.c"], optional=True)])
+SOURCES = ["native/module.c", "native/jpeg.c", "native/resize.c"]
+
+setup(ext_modules=[Extension("_mmsearch", SOURCES, depends=["native/mmsearch.h"], optional=True)])

@@ -8,7 +8,7 @@
    The bytes are hostile until shown otherwise. Whatever is not a plain, whole, baseline JPEG gives None, and whoever
    asked lets libjpeg judge it: there is no reason to guess here, and nothing to report. */
 
-#define PY_SSIZE_T_CLEAN
+#include "mmsearch.h"
 #include <Python.h>
 
 #include <stdint.h>
@@ -524,7 +524,7 @@ static void release(Jpeg *jpeg)
         PyMem_RawFree(jpeg->components[i].samples);
 }
 
-static PyObject *jpeg_eighth(PyObject *module, PyObject *data)
+PyObject *jpeg_eighth(PyObject *module, PyObject *data)
 {
     (void)module;
     Py_buffer view;
@@ -555,19 +555,3 @@ static PyObject *jpeg_eighth(PyObject *module, PyObject *data)
     return result;
 }
 
-static PyMethodDef methods[] = {
-    {"jpeg_eighth", jpeg_eighth, METH_O,
-     "The bytes of a JPEG -> (width, height, pixels) at an eighth of its size, rounded up; None for what is not plain.\n\n"
-     "pixels: bytes, width x height x 3 in RGB, or x 1 of a grey picture, to the bit what libjpeg-turbo gives."},
-    {NULL, NULL, 0, NULL},
-};
-
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_mmsearch", NULL, 0, methods, NULL, NULL, NULL, NULL};
-
-PyMODINIT_FUNC PyInit__mmsearch(void)
-{
-    PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 1) < 0)
-        Py_CLEAR(module);
-    return module;
-}

@@ -1,4 +1,4 @@
-"""The compiled decoder of JPEGs at an eighth: to the bit what libjpeg gives, or nothing."""
+"""The compiled part: to the bit what Pillow gives, or nothing."""
 
 import contextlib
 import io
@@ -10,31 +10,40 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from random import Random
+from typing import get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from mmsearch import eighth, media
-from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch import compiled, media
+from mmsearch.encoders.preprocess import Interpolation, PixelSpec, _resized, fit
 from tests import pictures
 from tests.damage import damaged_jpegs, jpeg
 
 INCLUDE = sysconfig.get_paths()["include"]
 pytestmark = pytest.mark.skipif(
-    eighth.decode is None and not (shutil.which("cc") and Path(INCLUDE, "Python.h").exists()),
+    compiled._module() is None and not (shutil.which("cc") and Path(INCLUDE, "Python.h").exists()),
     reason="mmsearch could not be compiled here when it was installed",
 )
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "native" / "jpeg.c"
+SOURCES = [str(file) for file in (ROOT / "native").glob("*.c")]
+INTERPOLATIONS = get_args(Interpolation)
+Sides = st.integers(1, 150)
 Sizes = st.tuples(st.integers(8, 150), st.integers(8, 150))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled() -> None:
+    assert compiled._module() is not None, "a compiler is here, and the compiled part is not: pip install -e . again"
+
+
 def decode(data: bytes) -> tuple[int, int, bytes] | None:
-    assert eighth.decode is not None, "a compiler is here, and the compiled part is not: pip install -e . again"
-    return eighth.decode(memoryview(data))
+    return compiled.jpeg_eighth(memoryview(data))
 
 
 def by_libjpeg(data: bytes) -> tuple[int, int, bytes]:
@@ -91,7 +100,7 @@ def test_what_is_damaged_is_left_to_libjpeg_or_decoded_alike(seed: int) -> None:
             OSError, SyntaxError, ValueError, struct.error
         ):  # Pillow's own part, which comes first
             image = opened(data)
-            decoded = eighth.eighth(image, io.BytesIO(data))
+            decoded = media._eighth(image, io.BytesIO(data))
             if decoded is not None:
                 n_decoded += 1
                 assert decoded.tobytes() == pixels_by_libjpeg(image)
@@ -99,12 +108,14 @@ def test_what_is_damaged_is_left_to_libjpeg_or_decoded_alike(seed: int) -> None:
 
 
 @pytest.mark.slow
-def test_no_damage_makes_it_read_or_write_what_it_was_not_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["", "-DMMSEARCH_PLAIN"])  # the second: as on processors other than Intel's and AMD's
+def test_nothing_makes_it_read_or_write_what_it_was_not_given(tmp_path: Path, how: str) -> None:
     compiler = shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs gcc")
-    how = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-shared", "-fPIC", f"-I{INCLUDE}"]
-    command = [compiler, *how, str(SOURCE), "-o", str(tmp_path / "_mmsearch.so")]
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags = ["-O1", "-g", *sanitizers, "-shared", "-fPIC", f"-I{INCLUDE}", *how.split()]
+    command = [compiler, *flags, *SOURCES, "-o", str(tmp_path / "_mmsearch.so"), "-lm"]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("gcc has no sanitizers here")
     libraries = [
@@ -149,26 +160,69 @@ def test_a_photograph_is_read_by_it_and_a_small_picture_in_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    whole = eighth.decode
+    whole = compiled.jpeg_eighth
 
     def counted(data: memoryview) -> tuple[int, int, bytes] | None:
         read.append(len(data))
-        return whole(data) if whole else None
+        return whole(data)
 
-    monkeypatch.setattr(eighth, "decode", counted)
+    monkeypatch.setattr(compiled, "jpeg_eighth", counted)
     photo = pictures.photo(tmp_path / "photo.jpg", (2700, 2500))
     small = pictures.photo(tmp_path / "small.jpg", (512, 384))
     spec = PixelSpec(260, 260)
-    compiled = media.read(photo, spec)
-    media.read(small, spec)
+    by_both = [media.read(photo, spec), media.read(small, spec)]
     assert read == [photo.stat().st_size]
-    monkeypatch.setattr(eighth, "decode", None)
-    by_pillow = media.read(photo, spec)
-    assert (compiled.pixels == by_pillow.pixels).all()
-    assert compiled.facts == by_pillow.facts
+    monkeypatch.setattr(compiled, "_module", lambda: None)
+    by_pillow = [media.read(photo, spec), media.read(small, spec)]
+    for one, other in zip(by_both, by_pillow, strict=True):
+        assert (one.pixels == other.pixels).all()
+        assert one.facts == other.facts
 
 
 def test_a_picture_that_another_decoder_would_see_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = opened(jpeg(pictures.scene((64, 48))))
-    monkeypatch.setattr(eighth, "decode", lambda data: (8, 7, bytes(3 * 8 * 7)))
-    assert eighth.eighth(image, io.BytesIO(jpeg(pictures.scene((64, 48))))) is None
+    data = jpeg(pictures.scene((64, 48)))
+    monkeypatch.setattr(compiled, "jpeg_eighth", lambda data: (8, 7, bytes(3 * 8 * 7)))
+    assert media._eighth(opened(data), io.BytesIO(data)) is None
+
+
+@given(Sides, Sides, Sides, Sides, st.sampled_from(INTERPOLATIONS), st.randoms(use_true_random=False))
+def test_what_is_kept_of_a_resized_picture_is_to_the_bit_what_pillow_gives(
+    width: int, height: int, new_width: int, new_height: int, interpolation: Interpolation, random: Random
+) -> None:
+    image = Image.frombytes("RGB", (width, height), random.randbytes(3 * width * height))
+    image = image.point(lambda value: 255 * (value > 127)) if random.random() < 0.3 else image  # which overshoots
+    left, top = random.randrange(new_width), random.randrange(new_height)
+    kept = (left, top, random.randint(1, new_width - left), random.randint(1, new_height - top))
+    resized = _resized(image, (new_width, new_height), kept, interpolation)
+    by_pillow = image.resize((new_width, new_height), Image.Resampling[interpolation.upper()])
+    assert resized.flags.writeable
+    assert (resized == np.asarray(by_pillow)[top : top + kept[3], left : left + kept[2]]).all()
+
+
+@pytest.mark.parametrize("size", [(512, 384), (384, 512), (500, 375), (3000, 17)])
+def test_pictures_are_resized_by_it(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    image, spec = pictures.scene(size), PixelSpec(260, 260)
+    with monkeypatch.context() as without:
+        without.setattr(Image.Image, "resize", None)
+        resized = fit(image, spec)
+    monkeypatch.setattr(compiled, "_module", lambda: None)
+    assert (fit(image, spec) == resized).all()
+
+
+def test_sizes_that_do_not_fit_together_are_refused() -> None:
+    for arguments in (
+        (bytes(4 * 12), (4, 4), (2, 2), (0, 0, 2, 2)),
+        (bytes(4 * 16), (4, 4), (2, 2), (1, 0, 2, 2)),
+        (bytes(4 * 16), (4, 4), (2, 2), (-1, 0, 2, 2)),
+        (bytes(4 * 16), (4, 4), (0, 2), (0, 0, 0, 2)),
+        (bytes(4 * 16), (-4, -4), (2, 2), (0, 0, 2, 2)),
+        (b"", (0, 0), (2, 2), (0, 0, 2, 2)),
+    ):
+        with pytest.raises(ValueError, match="sizes"):
+            compiled.resize(*arguments, True)
+    assert compiled.resize(bytes(4 * 3000), (3000, 1), (1, 1), (0, 0, 1, 1), True) is None  # by Pillow
+
+
+def test_one_of_other_sources_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "VERSION", compiled.VERSION + 1)
+    assert compiled._module.__wrapped__() is None
