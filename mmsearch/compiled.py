@@ -17,7 +17,7 @@ VERSION = 1  # of native/module.c; one that was installed with other sources is 
 def jpeg_eighth(data: memoryview) -> tuple[int, int, bytes] | None:
     """The bytes of a JPEG -> (width, height, pixels) at an eighth of its size; None for what is not plain.
 
-    pixels: RGB, or grey where the file is. Not plain is what is progressive, damaged, or in other colours.
+    pixels: RGB, or grey where the file is. Not plain is what is damaged, in other colours, or seldom written so.
     """
     module = _module()
     return None if module is None else module.jpeg_eighth(data)

@@ -2,11 +2,12 @@
 
    At that scale a block of 8 x 8 pixels becomes one, which is its first coefficient; the others are only passed over.
    libjpeg-turbo passes over them one by one. Here one look into a table passes over as many as fit into PEEK bits,
-   which takes less than half of the time. (ITU-T T.81, annexes B and F; the arithmetic is libjpeg's jidctred.c and
-   jdcolor.c.)
+   which takes less than half of the time; and of a progressive file, which has them in scans of their own, those scans are
+   not read. (Colours at half of the resolution become two by two pixels of a block, for which all of its coefficients count.
+   ITU-T T.81, annexes B, F and G; the arithmetic is libjpeg's jidctred.c and jdcolor.c.)
 
-   The bytes are hostile until shown otherwise. Whatever is not a plain, whole, baseline JPEG gives None, and whoever
-   asked lets libjpeg judge it: there is no reason to guess here, and nothing to report. */
+   The bytes are hostile until shown otherwise. Whatever is not a plain, whole JPEG gives None, and whoever asked lets
+   libjpeg judge it: there is no reason to guess here, and nothing to report. */
 
 #include "mmsearch.h"
 #include <Python.h>
@@ -37,11 +38,19 @@ typedef struct {
     int scale;                   /* samples that a block gives, in each direction: 1 or 2 */
     int stride;
     uint8_t *samples;
+    /* Of a progressive file */
+    int blocks_across, blocks_down; /* as many as are stored: whole units */
+    int own_across, own_down;       /* as many as a scan of this component alone has */
+    int kept;                       /* coefficients stored of a block: 1, or 64 where the scale is 2 */
+    int16_t *coefficients;
+    int8_t missing[64];             /* bits of each coefficient that are still to come; -1 for all */
 } Component;
 
 typedef struct {
     const uint8_t *at, *end;     /* of the whole file, from after the last marker read */
-    int width, height, n_components, restart_interval;
+    int width, height, n_components, restart_interval, is_progressive;
+    int units_across, units_down; /* MCUs */
+    uint8_t *scratch;            /* for the data of a scan: the rest of the file and MOST_MCU_BYTES */
     int is_jfif, adobe_transform;
     int has_quantiser[4];
     uint8_t quantisers[4][64];
@@ -276,30 +285,248 @@ static int decode_part(const Jpeg *jpeg, Bits *from, int64_t n, int n_across, in
     return 1;
 }
 
-/* The samples of all components; 0 for damage. `scratch` holds the rest of the file and MOST_MCU_BYTES. */
-static int decode_scan(Jpeg *jpeg, int n_across, int n_down, uint8_t *scratch)
+/* The data up to the next marker, ready to be read; 0 if no marker follows. */
+static int start(Jpeg *jpeg, Bits *bits)
 {
-    int64_t n_done = 0, n_left = (int64_t)n_across * n_down;
+    Py_ssize_t n_bytes = unstuff(jpeg, jpeg->scratch);
+    if (n_bytes < 0)
+        return 0;
+    memset(jpeg->scratch + n_bytes, 0, MOST_MCU_BYTES);
+    *bits = (Bits){0, 0, jpeg->scratch, jpeg->scratch + n_bytes};
+    return 1;
+}
+
+/* Whether all of the data were read, and no more; but for what fills up the last byte. */
+static int is_used_up(const Bits *bits)
+{
+    int64_t n_unused = 8 * (bits->end - bits->next) + bits->n_bits;
+    return n_unused >= 0 && n_unused <= 7;
+}
+
+/* The samples of all components, from the one scan of a file that is not progressive; 0 for damage. */
+static int decode_scan(Jpeg *jpeg)
+{
+    int64_t n_done = 0, n_left = (int64_t)jpeg->units_across * jpeg->units_down;
     for (int restart = 0;; restart = (restart + 1) & 7) {
-        Py_ssize_t n_bytes = unstuff(jpeg, scratch);
-        if (n_bytes < 0)
-            return 0;
-        memset(scratch + n_bytes, 0, MOST_MCU_BYTES);
-        Bits bits = {0, 0, scratch, scratch + n_bytes};
+        Bits bits;
         int64_t n = jpeg->restart_interval && jpeg->restart_interval < n_left ? jpeg->restart_interval : n_left;
-        if (!decode_part(jpeg, &bits, n, n_across, (int)(n_done % n_across), (int)(n_done / n_across)))
+        int x = (int)(n_done % jpeg->units_across), y = (int)(n_done / jpeg->units_across);
+        if (!start(jpeg, &bits) || !decode_part(jpeg, &bits, n, jpeg->units_across, x, y) || !is_used_up(&bits))
             return 0;
         n_left -= n;
         n_done += n;
-        int64_t n_unused = 8 * (bits.end - bits.next) + bits.n_bits;
-        if (n_unused < 0 || n_unused > 7)
-            return 0;
         uint8_t marker = *jpeg->at++;
         if (n_left == 0)
             return marker == 0xD9;
         if (marker != 0xD0 + restart)
             return 0;
     }
+}
+
+/* Progressive scans (T.81, annex G). Each gives to some components some coefficients, or one bit more of them. */
+
+typedef struct {
+    int n_components, which[3];
+    int first, last;             /* coefficients, in the order of the zigzag */
+    int is_refinement, low;      /* one more bit of them, or all down to this one */
+} Scan;
+
+static inline int16_t *block_at(const Component *component, int x, int y)
+{
+    return component->coefficients + ((size_t)y * component->blocks_across + x) * component->kept;
+}
+
+/* The first coefficients of all blocks of a scan, in its order. */
+static int decode_dc_scan(const Jpeg *jpeg, const Scan *scan, Bits *from)
+{
+    Bits bits = *from;
+    int last_dc[3] = {0, 0, 0};
+    const Component *alone = scan->n_components == 1 ? &jpeg->components[scan->which[0]] : NULL;
+    int n_across = alone ? alone->own_across : jpeg->units_across, n_down = alone ? alone->own_down : jpeg->units_down;
+    for (int y = 0; y < n_down; y++)
+        for (int x = 0; x < n_across; x++) {
+            for (int i = 0; i < scan->n_components; i++) {
+                const Component *component = &jpeg->components[scan->which[i]];
+                int across = alone ? 1 : component->across, down = alone ? 1 : component->down;
+                for (int block = 0; block < across * down; block++) {
+                    int16_t *coefficient = block_at(component, x * across + block % across, y * down + block / across);
+                    if (scan->is_refinement) {
+                        refill(&bits);
+                        *coefficient = (int16_t)(*coefficient | (int)(bits.bits >> 63) << scan->low);
+                        drop(&bits, 1);
+                        continue;
+                    }
+                    if (!next_dc(&bits, jpeg->huffman[0][component->dc], &last_dc[i]))
+                        return 0;
+                    int value = last_dc[i] * (1 << scan->low);
+                    if (value < -MOST_COEFFICIENT || value > MOST_COEFFICIENT)
+                        return 0;
+                    *coefficient = (int16_t)value;
+                }
+            }
+            if (bits.next > bits.end + 8)
+                return 0;
+        }
+    *from = bits;
+    return 1;
+}
+
+/* How many blocks from this one on have no more coefficients in the scan, for a symbol that says so. */
+static inline int next_run(Bits *bits, int symbol)
+{
+    int size = symbol >> 4, n = (1 << size) + (int)(bits->bits >> 1 >> (63 - size));
+    drop(bits, size);
+    return n;
+}
+
+static inline int decode_ac(Bits *bits, const Huffman *table, const Scan *scan, int16_t *block, int *run)
+{
+    if (*run > 0) {
+        --*run;
+        return 1;
+    }
+    for (int k = scan->first; k <= scan->last; k++) {
+        refill(bits);
+        int symbol = next_symbol(bits, table);
+        if (symbol < 0)
+            return 0;
+        int size = symbol & 15;
+        if (size == 0 && symbol >> 4 != 15) {
+            *run = next_run(bits, symbol) - 1;
+            return 1;
+        }
+        k += symbol >> 4;
+        if (size == 0)
+            continue;
+        if (k > scan->last || size > 10)
+            return 0;
+        int value = next_value(bits, size) * (1 << scan->low);
+        if (value < -MOST_COEFFICIENT || value > MOST_COEFFICIENT)
+            return 0;
+        block[zigzag[k]] = (int16_t)value;
+    }
+    return 1;
+}
+
+/* One more bit for the coefficient if the next bit says so. */
+static inline void correct(Bits *bits, int16_t *coefficient, int bit)
+{
+    refill(bits);
+    if (bits->bits >> 63 && !(*coefficient & bit))
+        *coefficient = (int16_t)(*coefficient + (*coefficient >= 0 ? bit : -bit));
+    drop(bits, 1);
+}
+
+static inline int refine_ac(Bits *bits, const Huffman *table, const Scan *scan, int16_t *block, int *run)
+{
+    int k = scan->first, bit = 1 << scan->low;
+    for (; *run == 0 && k <= scan->last; k++) {
+        refill(bits);
+        int symbol = next_symbol(bits, table);
+        if (symbol < 0 || (symbol & 15) > 1)
+            return 0;
+        int n_zeros = symbol >> 4, value = 0;
+        if (symbol & 1) {
+            value = bits->bits >> 63 ? bit : -bit;
+            drop(bits, 1);
+        } else if (n_zeros != 15) {
+            *run = next_run(bits, symbol);
+            break;
+        }
+        for (; k <= scan->last; k++) {
+            int16_t *coefficient = &block[zigzag[k]];
+            if (*coefficient)
+                correct(bits, coefficient, bit);
+            else if (--n_zeros < 0)
+                break;
+        }
+        if (value) {
+            if (k > scan->last)
+                return 0;
+            block[zigzag[k]] = (int16_t)value;
+        }
+    }
+    if (*run > 0) {
+        for (; k <= scan->last; k++)
+            if (block[zigzag[k]])
+                correct(bits, &block[zigzag[k]], bit);
+        --*run;
+    }
+    return 1;
+}
+
+static int decode_ac_scan(const Jpeg *jpeg, const Scan *scan, Bits *from)
+{
+    Bits bits = *from;
+    int run = 0;
+    const Component *component = &jpeg->components[scan->which[0]];
+    const Huffman *table = jpeg->huffman[1][component->ac];
+    for (int y = 0; y < component->own_down; y++)
+        for (int x = 0; x < component->own_across; x++) {
+            int16_t *block = block_at(component, x, y);
+            if (!(scan->is_refinement ? refine_ac : decode_ac)(&bits, table, scan, block, &run) || bits.next > bits.end + 8)
+                return 0;
+        }
+    *from = bits;
+    return 1;
+}
+
+/* To the marker after a scan that is not needed; 0 if none follows. */
+static int pass_over(Jpeg *jpeg)
+{
+    for (;;) {
+        const uint8_t *marked = memchr(jpeg->at, 0xFF, (size_t)(jpeg->end - jpeg->at));
+        if (marked == NULL || marked + 1 == jpeg->end)
+            return 0;
+        jpeg->at = marked + 1;
+        if (*jpeg->at != 0)
+            return 1;
+    }
+}
+
+static int decode_progressive_scan(Jpeg *jpeg, const Scan *scan)
+{
+    Component *component = &jpeg->components[scan->which[0]];
+    Bits bits;
+    if (scan->first > 0 && component->kept == 1)
+        return pass_over(jpeg);
+    return start(jpeg, &bits) && (scan->first == 0 ? decode_dc_scan : decode_ac_scan)(jpeg, scan, &bits) && is_used_up(&bits);
+}
+
+/* The samples of all components, when all scans were read. */
+static int finish(const Jpeg *jpeg)
+{
+    for (int i = 0; i < jpeg->n_components; i++) {
+        const Component *component = &jpeg->components[i];
+        const uint8_t *quantiser = jpeg->quantisers[component->quantiser];
+        for (int k = 0; k < 64; k++)
+            if (component->missing[k] != 0) /* libjpeg would smooth what is not whole */
+                return 0;
+        for (int y = 0; y < component->blocks_down; y++)
+            for (int x = 0; x < component->blocks_across; x++) {
+                const int16_t *block = block_at(component, x, y);
+                uint8_t *samples = component->samples + ((size_t)y * component->stride + x) * component->scale;
+                int dc = block[0] * quantiser[0];
+                if (component->kept == 1) {
+                    if (!put(samples, (dc + 4) >> 3))
+                        return 0;
+                    continue;
+                }
+                int16_t whole[64] = {0};
+                if (dc < -2 * MOST_COEFFICIENT || dc > 2 * MOST_COEFFICIENT)
+                    return 0;
+                whole[0] = (int16_t)dc;
+                for (int k = 1; k < 64; k++) {
+                    int value = block[zigzag[k]] * quantiser[k];
+                    if (value < -MOST_COEFFICIENT || value > MOST_COEFFICIENT)
+                        return 0;
+                    whole[zigzag[k]] = (int16_t)value;
+                }
+                if (!put_2x2(whole, samples, (size_t)component->stride))
+                    return 0;
+            }
+    }
+    return 1;
 }
 
 /* Tables */
@@ -390,6 +617,7 @@ static int read_frame(Jpeg *jpeg, const uint8_t *at, const uint8_t *end)
         component->down = says[1] & 15;
         component->quantiser = says[2];
         component->scale = 1;
+        memset(component->missing, -1, sizeof component->missing);
         int most = i == 0 ? 2 : 1;
         if (component->across < 1 || component->across > most || component->down < 1 || component->down > most || says[2] > 3)
             return 0;
@@ -399,70 +627,161 @@ static int read_frame(Jpeg *jpeg, const uint8_t *at, const uint8_t *end)
         luma->across = luma->down = 1; /* of one component, a unit is one block */
     else if (luma->across == 2 && luma->down == 2)
         jpeg->components[1].scale = jpeg->components[2].scale = 2;
+    jpeg->units_across = (jpeg->width + 8 * luma->across - 1) / (8 * luma->across);
+    jpeg->units_down = (jpeg->height + 8 * luma->down - 1) / (8 * luma->down);
     return 1;
 }
 
-static int read_scan(Jpeg *jpeg, const uint8_t *at, const uint8_t *end)
+/* When all that is needed for the first scan is known. */
+static int make_room(Jpeg *jpeg)
 {
-    int n = jpeg->n_components;
-    if (n == 0 || end - at != 4 + 2 * n || at[0] != n)
-        return 0;
-    for (int i = 0; i < n; i++) {
+    const Component *luma = &jpeg->components[0];
+    jpeg->scratch = PyMem_RawMalloc((size_t)(jpeg->end - jpeg->at) + MOST_MCU_BYTES);
+    int is_fine = jpeg->scratch != NULL;
+    for (int i = 0; i < jpeg->n_components; i++) {
         Component *component = &jpeg->components[i];
-        component->dc = at[2 + 2 * i] >> 4;
-        component->ac = at[2 + 2 * i] & 15;
-        if (at[1 + 2 * i] != component->id || component->dc > 3 || component->ac > 3)
-            return 0;
-        if (!jpeg->huffman[0][component->dc] || !jpeg->huffman[1][component->ac] || !jpeg->has_quantiser[component->quantiser])
-            return 0;
+        component->blocks_across = jpeg->units_across * component->across;
+        component->blocks_down = jpeg->units_down * component->down;
+        component->own_across = (jpeg->width * component->across + 8 * luma->across - 1) / (8 * luma->across);
+        component->own_down = (jpeg->height * component->down + 8 * luma->down - 1) / (8 * luma->down);
+        component->stride = component->blocks_across * component->scale;
+        component->samples = PyMem_RawMalloc((size_t)component->stride * component->blocks_down * component->scale);
+        is_fine &= component->samples != NULL;
+        if (jpeg->is_progressive) {
+            component->kept = component->scale == 1 ? 1 : 64;
+            size_t n = (size_t)component->blocks_across * component->blocks_down * component->kept;
+            component->coefficients = PyMem_RawCalloc(n, sizeof(int16_t));
+            is_fine &= component->coefficients != NULL;
+        }
     }
-    if (n == 3) { /* libjpeg's guess of the colours, as far as it is clear (jdapimin.c, default_decompress_parms) */
-        const Component *c = jpeg->components;
-        if (!jpeg->is_jfif && jpeg->adobe_transform >= 0 ? jpeg->adobe_transform != 1 : 0)
-            return 0;
-        if (!jpeg->is_jfif && jpeg->adobe_transform < 0 && (c[0].id != 1 || c[1].id != 2 || c[2].id != 3))
-            return 0;
-    }
-    at += 1 + 2 * n;
-    return at[0] == 0 && at[1] == 63 && at[2] == 0;
+    return is_fine;
 }
 
-/* Up to the first byte of the scan; 0 for all that is not plain. */
-static int read_header(Jpeg *jpeg)
+/* libjpeg's guess of the colours, as far as it is clear (jdapimin.c, default_decompress_parms). */
+static int is_ycc(const Jpeg *jpeg)
+{
+    const Component *c = jpeg->components;
+    if (jpeg->is_jfif)
+        return 1;
+    if (jpeg->adobe_transform >= 0)
+        return jpeg->adobe_transform == 1;
+    return c[0].id == 1 && c[1].id == 2 && c[2].id == 3;
+}
+
+/* What the header of a scan says; 0 for what is not plain. */
+static int read_scan(Jpeg *jpeg, const uint8_t *at, const uint8_t *end, Scan *scan)
+{
+    if (jpeg->n_components == 0 || end - at < 6 || at[0] < 1 || at[0] > jpeg->n_components || end - at != 4 + 2 * at[0])
+        return 0;
+    scan->n_components = at[0];
+    const uint8_t *after = at + 1 + 2 * at[0];
+    scan->first = after[0];
+    scan->last = after[1];
+    scan->is_refinement = after[2] >> 4 != 0;
+    scan->low = after[2] & 15;
+    for (int i = 0, from = 0; i < scan->n_components; i++) {
+        while (from < jpeg->n_components && jpeg->components[from].id != at[1 + 2 * i])
+            from++;
+        if (from == jpeg->n_components)
+            return 0;
+        Component *component = &jpeg->components[from];
+        scan->which[i] = from++;
+        component->dc = at[2 + 2 * i] >> 4;
+        component->ac = at[2 + 2 * i] & 15;
+        if (component->dc > 3 || component->ac > 3 || !jpeg->has_quantiser[component->quantiser])
+            return 0;
+        if (scan->first == 0 && !scan->is_refinement && !jpeg->huffman[0][component->dc])
+            return 0;
+        if (scan->last > 0 && !jpeg->huffman[1][component->ac])
+            return 0;
+    }
+    if (!jpeg->is_progressive)
+        return scan->n_components == jpeg->n_components && scan->first == 0 && scan->last == 63 && after[2] == 0;
+    if (scan->is_refinement && scan->low != (after[2] >> 4) - 1)
+        return 0;
+    return scan->first == 0 ? scan->last == 0 : scan->n_components == 1 && scan->first <= scan->last && scan->last < 64;
+}
+
+/* Notes what a progressive scan gives; 0 for one out of turn. */
+static int note(Jpeg *jpeg, const Scan *scan)
+{
+    if (scan->low > 13)
+        return 0;
+    for (int i = 0; i < scan->n_components; i++) {
+        int8_t *missing = jpeg->components[scan->which[i]].missing;
+        if (scan->first > 0 && missing[0] < 0)
+            return 0;
+        for (int k = scan->first; k <= scan->last; k++) {
+            if (missing[k] != (scan->is_refinement ? scan->low + 1 : -1))
+                return 0;
+            missing[k] = (int8_t)scan->low;
+        }
+    }
+    return 1;
+}
+
+static int read_marker(Jpeg *jpeg, uint8_t marker, const uint8_t *at, const uint8_t *end)
+{
+    switch (marker) {
+    case 0xC2:
+        jpeg->is_progressive = 1; /* fallthrough */
+    case 0xC0:
+    case 0xC1:
+        return read_frame(jpeg, at, end);
+    case 0xC4:
+        return read_huffman(jpeg, at, end);
+    case 0xDB:
+        return jpeg->scratch == NULL && read_quantisers(jpeg, at, end); /* not between scans */
+    case 0xDD:
+        if (end - at != 2 || jpeg->scratch != NULL)
+            return 0;
+        jpeg->restart_interval = at[0] << 8 | at[1];
+        return 1;
+    case 0xE0:
+        jpeg->is_jfif |= end - at >= 14 && memcmp(at, "JFIF", 5) == 0;
+        return 1;
+    case 0xEE:
+        if (end - at >= 12 && memcmp(at, "Adobe", 5) == 0)
+            jpeg->adobe_transform = at[11];
+        return 1;
+    default:
+        return (marker >= 0xE1 && marker <= 0xEF) || marker == 0xFE;
+    }
+}
+
+/* The samples of all components; 0 for all that is not plain. */
+static int decode(Jpeg *jpeg)
 {
     if (jpeg->end - jpeg->at < 2 || jpeg->at[0] != 0xFF || jpeg->at[1] != 0xD8)
         return 0;
     for (jpeg->at += 2;;) {
-        if (jpeg->end - jpeg->at < 4 || jpeg->at[0] != 0xFF)
+        if (jpeg->end - jpeg->at < 2 || jpeg->at[0] != 0xFF)
             return 0;
         uint8_t marker = jpeg->at[1];
+        if (marker == 0xD9)
+            return jpeg->is_progressive && jpeg->scratch != NULL && finish(jpeg);
+        if (jpeg->end - jpeg->at < 4)
+            return 0;
         const uint8_t *at = jpeg->at + 4;
         int length = jpeg->at[2] << 8 | jpeg->at[3];
         if (length < 2 || length > jpeg->end - jpeg->at - 2)
             return 0;
         const uint8_t *end = jpeg->at = at + length - 2;
-        int is_fine = 1;
-        if (marker == 0xC0 || marker == 0xC1)
-            is_fine = read_frame(jpeg, at, end);
-        else if (marker == 0xC4)
-            is_fine = read_huffman(jpeg, at, end);
-        else if (marker == 0xDB)
-            is_fine = read_quantisers(jpeg, at, end);
-        else if (marker == 0xDD) {
-            is_fine = end - at == 2;
-            if (is_fine)
-                jpeg->restart_interval = at[0] << 8 | at[1];
-        } else if (marker == 0xDA)
-            return read_scan(jpeg, at, end);
-        else if (marker == 0xE0)
-            jpeg->is_jfif |= end - at >= 14 && memcmp(at, "JFIF", 5) == 0;
-        else if (marker == 0xEE) {
-            if (end - at >= 12 && memcmp(at, "Adobe", 5) == 0)
-                jpeg->adobe_transform = at[11];
-        } else
-            is_fine = (marker >= 0xE1 && marker <= 0xEF) || marker == 0xFE;
-        if (!is_fine)
+        if (marker != 0xDA) {
+            if (!read_marker(jpeg, marker, at, end))
+                return 0;
+            continue;
+        }
+        Scan scan;
+        if (!read_scan(jpeg, at, end, &scan) || (jpeg->scratch == NULL && !make_room(jpeg)))
             return 0;
+        if (jpeg->n_components == 3 && !is_ycc(jpeg))
+            return 0;
+        if (!jpeg->is_progressive)
+            return decode_scan(jpeg);
+        if (jpeg->restart_interval || !note(jpeg, &scan) || !decode_progressive_scan(jpeg, &scan))
+            return 0;
+        jpeg->at--; /* to the 0xFF of the marker that ended it */
     }
 }
 
@@ -499,29 +818,17 @@ static void put_pixels(const Jpeg *jpeg, uint8_t *rgb, int width, int height)
     }
 }
 
-static int decode(Jpeg *jpeg, int n_across, int n_down)
-{
-    int is_fine = 1;
-    uint8_t *scratch = PyMem_RawMalloc((size_t)(jpeg->end - jpeg->at) + MOST_MCU_BYTES);
-    for (int i = 0; i < jpeg->n_components; i++) {
-        Component *component = &jpeg->components[i];
-        component->stride = n_across * component->across * component->scale;
-        component->samples = PyMem_RawMalloc((size_t)component->stride * n_down * component->down * component->scale);
-        is_fine &= component->samples != NULL;
-    }
-    is_fine = is_fine && scratch != NULL && decode_scan(jpeg, n_across, n_down, scratch);
-    PyMem_RawFree(scratch);
-    return is_fine;
-}
-
 static void release(Jpeg *jpeg)
 {
     for (int i = 0; i < 4; i++) {
         PyMem_RawFree(jpeg->huffman[0][i]);
         PyMem_RawFree(jpeg->huffman[1][i]);
     }
-    for (int i = 0; i < jpeg->n_components && i < 3; i++)
+    for (int i = 0; i < 3; i++) {
         PyMem_RawFree(jpeg->components[i].samples);
+        PyMem_RawFree(jpeg->components[i].coefficients);
+    }
+    PyMem_RawFree(jpeg->scratch);
 }
 
 PyObject *jpeg_eighth(PyObject *module, PyObject *data)
@@ -533,11 +840,7 @@ PyObject *jpeg_eighth(PyObject *module, PyObject *data)
     Jpeg jpeg = {.at = view.buf, .end = (const uint8_t *)view.buf + view.len, .adobe_transform = -1};
     int is_fine;
     Py_BEGIN_ALLOW_THREADS
-    is_fine = read_header(&jpeg);
-    if (is_fine) {
-        int across = 8 * jpeg.components[0].across, down = 8 * jpeg.components[0].down;
-        is_fine = decode(&jpeg, (jpeg.width + across - 1) / across, (jpeg.height + down - 1) / down);
-    }
+    is_fine = decode(&jpeg);
     Py_END_ALLOW_THREADS
     PyObject *result = NULL;
     if (is_fine) {

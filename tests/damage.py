@@ -46,6 +46,7 @@ def _whole(draw: random.Random, number: int) -> bytes:
         subsampling=draw.choice(["4:4:4", "4:2:2", "4:2:0"]),
         optimize=number % 4 == 0,
         restart_marker_blocks=draw.randrange(1, 9) if number % 3 == 0 else 0,
+        progressive=number % 3 == 1,
     )
 
 
