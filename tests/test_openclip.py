@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import pytest
 from PIL import Image
 
@@ -22,6 +23,7 @@ from mmsearch.errors import ModelError
 
 open_clip = pytest.importorskip("open_clip")
 torch = pytest.importorskip("torch")
+from mmsearch.encoders.conversion import _check_free  # noqa: E402
 from mmsearch.encoders.torch_graph import TorchGraph  # noqa: E402
 
 TEXTS = [
@@ -431,3 +433,10 @@ def test_a_hub_that_says_nothing_is_given_up_in_time(monkeypatch: pytest.MonkeyP
 def test_offline_by_choice_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert not hub_answers(0)
+
+
+def test_a_graph_for_one_length_alone_is_refused() -> None:
+    fixed = onnx_ir.Value(name="input_ids", shape=onnx_ir.Shape(["n", 12]))
+    with pytest.raises(ModelError, match=r"12 alone along axis 1.*newer torch"):
+        _check_free([fixed], {"input_ids": {0: "n", 1: "t"}})
+    _check_free([fixed], {"input_ids": {0: "n"}})

@@ -44,6 +44,18 @@ def convert(
                 )
         except torch.onnx.OnnxExporterError as error:
             raise ModelError(f"torch cannot write it as ONNX: {' '.join(str(error).split())[:300]}") from error
+        _check_free(program.model.graph.inputs, free)
         program.save(Path(plain) / path.name, external_data=True)
         del program
         optimise(Path(plain) / path.name, path)
+
+
+def _check_free(inputs: Sequence[Any], free: Mapping[str, Mapping[int, str]]) -> None:
+    """Raises ModelError where an axis that has to be free was fixed, as torch 2.11 does with the length of an LSTM."""
+    for value in inputs:
+        for axis in free.get(value.name, {}):
+            if isinstance(value.shape[axis], int):
+                raise ModelError(
+                    f"torch {torch.__version__} writes '{value.name}' for {value.shape[axis]} alone along axis {axis}, "
+                    "not for any length. Use a newer torch (pip install -U torch torchvision)."
+                )
