@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -49,6 +50,7 @@ KEPT_BYTES = 2**25
 
 _WORKER_DATA_BYTES = 1_100_000_000  # the most that a worker may hold: MAX_DECODE_BYTES, Python, and some air
 _START_S = 60.0
+_WATCH_S = 0.2  # between two looks for workers that take too long
 _HEADER = struct.Struct(">II")  # length of the JSON, length of the bytes after it
 _MAX_JSON_BYTES = 2**16
 
@@ -91,6 +93,8 @@ class DecodePool:
         self._drivers: list[threading.Thread] = []
         self._workers: set[_Worker] = set()
         self._closed = False
+        self._closing = threading.Event()
+        self._is_watched = False
         self._a_worker_ran = False
         self._in_process = not _is_python(sys.executable)
 
@@ -138,6 +142,7 @@ class DecodePool:
         """Kill the workers, whatever they are doing; what was asked for and is not ready becomes a Skip."""
         with self._lock:
             self._closed = True
+            self._closing.set()
             drivers, self._drivers = self._drivers, []
             for worker in self._workers:
                 worker.kill()
@@ -218,6 +223,9 @@ class DecodePool:
             self._workers.add(worker)
             if self._closed:
                 worker.kill()
+            if not self._is_watched:
+                self._is_watched = True
+                threading.Thread(target=self._watch, name="mmsearch decoder watch", daemon=True).start()
         try:
             worker.wait_until_ready()
         except _WorkerGoneError as error:
@@ -226,6 +234,14 @@ class DecodePool:
             return None
         self._a_worker_ran = True
         return worker
+
+    def _watch(self) -> None:
+        """Ends workers that take too long, in a thread of its own; one that waits for each picture costs more."""
+        while not self._closing.wait(_WATCH_S):
+            with self._lock:
+                workers = list(self._workers)
+            for worker in workers:
+                worker.end_if_late()
 
     def _do_without(self, error: Exception) -> None:
         if self._a_worker_ran or self._closed:  # then it works in principle, and what has crashed one stays out of here
@@ -386,7 +402,7 @@ class _WorkerGoneError(Exception):
 
 
 class _Worker:
-    """A process that decodes, driven by one thread; `kill` alone may be called by others."""
+    """A process that decodes, driven by one thread; `kill` and `end_if_late` alone may be called by others."""
 
     def __init__(self) -> None:
         """Raises OSError if it cannot be started."""
@@ -409,7 +425,7 @@ class _Worker:
             creationflags=0x08000200 if os.name == "nt" else 0,  # CREATE_NO_WINDOW | CREATE_NEW_PROCESS_GROUP
         )
         self._lock = threading.Lock()
-        self._turn = 0
+        self._due = math.inf  # by when it has to have answered, by time.monotonic
         self._ran_out = False
 
     def wait_until_ready(self) -> None:
@@ -452,26 +468,25 @@ class _Worker:
         except (OSError, EOFError) as error:
             raise self._gone(timeout_s) from error
 
+    def end_if_late(self) -> None:
+        """Kill it if it had to have answered by now; called by the pool's watch."""
+        with self._lock:
+            if time.monotonic() > self._due:
+                self._ran_out = True
+                self._process.kill()
+
     @contextlib.contextmanager
     def _time_limit(self, seconds: float) -> Iterator[None]:
-        """Kills the process if the block takes longer; a pipe has no timeout that works on every system."""
-        timer = threading.Timer(seconds, self._run_out, [self._turn])
-        timer.daemon = True
-        timer.start()
+        """The process is killed if the block takes longer; a pipe has no timeout that works on every system."""
+        with self._lock:
+            self._due = time.monotonic() + seconds
         try:
             yield
         finally:
-            timer.cancel()
             with self._lock:
-                self._turn += 1
+                self._due = math.inf
         if self._ran_out:
             raise self._gone(seconds)
-
-    def _run_out(self, turn: int) -> None:
-        with self._lock:
-            if turn == self._turn:
-                self._ran_out = True
-                self._process.kill()
 
     def _gone(self, timeout_s: float) -> _WorkerGoneError:
         if self._ran_out:
