@@ -16,6 +16,8 @@ from PIL import Image
 
 from mmsearch.encoders import Bundle, FeatureEncoder, HeadSpec, PixelSpec, TextSpec, optimise, write_bundle
 from mmsearch.encoders.bundle import TEXTS_AT_ONCE, clean_text, upright_rgb
+from mmsearch.encoders.catalog import LITE_FOLDER
+from mmsearch.encoders.manifest import damaged
 from mmsearch.encoders.sessions import RUNS_BEFORE_PACKING
 from mmsearch.errors import ModelError
 
@@ -333,3 +335,8 @@ def test_opening_a_bundle_imports_nothing_heavy(shared: Bundle) -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script, os.fspath(shared.folder)], check=True, env=paths())
+
+
+def test_a_damaged_model_of_mmsearchs_own_is_not_to_be_deleted(tmp_path: Path) -> None:
+    assert str(damaged(LITE_FOLDER, "it is cut short")).endswith("it is cut short. Install mmsearch again.")
+    assert "Delete that folder" in str(damaged(tmp_path, "it is cut short"))

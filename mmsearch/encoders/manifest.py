@@ -66,9 +66,9 @@ class Manifest:
 
 def damaged(folder: Path, reason: str) -> ModelError:
     """What is said of a bundle with something wrong in it."""
-    return ModelError(
-        f"The model in {folder} is damaged: {reason}. Delete that folder; it is made again when it is next used."
-    )
+    is_built_in = Path(__file__).parent in folder.parents
+    mend = "Install mmsearch again" if is_built_in else "Delete that folder; it is made again when it is next used"
+    return ModelError(f"The model in {folder} is damaged: {reason}. {mend}.")
 
 
 @contextmanager

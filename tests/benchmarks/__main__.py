@@ -13,6 +13,7 @@ from tests.benchmarks import (
     beside_rclip,
     bundle_memory,
     crossover,
+    decoding,
     duplicates,
     extraction,
     gpu,
@@ -30,6 +31,7 @@ from tests.benchmarks.measure import machine
 
 ALL = {
     "indexing": indexing.rows,
+    "decoding": decoding.rows,
     "queries": queries.rows,
     "rerun": rerun.rows,
     "rclip": beside_rclip.rows,
