@@ -35,11 +35,11 @@ import numpy as np
 from PIL import Image
 
 from mmsearch import media
-from mmsearch.cores import usable_cores
 from mmsearch.encoders.base import PixelArray
 from mmsearch.encoders.preprocess import LONGEST_WITHIN, PixelSpec
 from mmsearch.errors import MediaError
 from mmsearch.facts import Decoded, ImageFacts
+from mmsearch.machine import usable_cores
 
 LARGE_BYTES = 150_000_000  # a picture that takes more to decode (12 megapixels of HEIC take 120 MB) is decoded alone
 LOOKAHEAD = 32  # pictures asked for and not yet handed on: two batches of 16, one being encoded and one being decoded
@@ -223,17 +223,21 @@ class DecodePool:
             self._workers.add(worker)
             if self._closed:
                 worker.kill()
-            if not self._is_watched:
-                self._is_watched = True
-                threading.Thread(target=self._watch, name="mmsearch decoder watch", daemon=True).start()
         try:
+            self._be_watched()
             worker.wait_until_ready()
-        except _WorkerGoneError as error:
+        except (_WorkerGoneError, RuntimeError) as error:  # the second: no thread can be started
             self._bury(worker)
             self._do_without(error)
             return None
         self._a_worker_ran = True
         return worker
+
+    def _be_watched(self) -> None:
+        with self._lock:
+            if not self._is_watched:
+                threading.Thread(target=self._watch, name="mmsearch decoder watch", daemon=True).start()
+                self._is_watched = True
 
     def _watch(self) -> None:
         """Ends workers that take too long, in a thread of its own; one that waits for each picture costs more."""
@@ -473,7 +477,8 @@ class _Worker:
         with self._lock:
             if time.monotonic() > self._due:
                 self._ran_out = True
-                self._process.kill()
+                with contextlib.suppress(OSError):  # on Windows, for one that is just ending
+                    self._process.kill()
 
     @contextlib.contextmanager
     def _time_limit(self, seconds: float) -> Iterator[None]:

@@ -126,18 +126,22 @@ def embed_batches(
             tower.submit(get_ready)
         stages: deque[PixelArray | None] = deque((None, None))  # one is read while the other is filled
         handed_on = time.monotonic()
-        for batch in batches:
-            pixels = _stacked([pixels_of_one(one) for one in batch], stages.popleft())
-            stages.append(pixels)
-            reading = tower.submit(encoder.image_features, pixels)
+        try:
+            for batch in batches:
+                pixels = _stacked([pixels_of_one(one) for one in batch], stages.popleft())
+                stages.append(pixels)
+                reading = tower.submit(encoder.image_features, pixels)
+                if inside is not None:
+                    read.append((inside[0], inside[1].result()))
+                inside = batch, reading
+                if sum(len(batch) for batch, _ in read) >= PROJECTED_AT_ONCE or time.monotonic() - handed_on > WAIT_S:
+                    yield from _projected_together(encoder, read)
+                    read, handed_on = [], time.monotonic()
             if inside is not None:
                 read.append((inside[0], inside[1].result()))
-            inside = batch, reading
-            if sum(len(batch) for batch, _ in read) >= PROJECTED_AT_ONCE or time.monotonic() - handed_on > WAIT_S:
-                yield from _projected_together(encoder, read)
-                read, handed_on = [], time.monotonic()
-        if inside is not None:
-            read.append((inside[0], inside[1].result()))
+        except Exception:
+            yield from _projected_together(encoder, read)  # what was read before is not lost
+            raise
         yield from _projected_together(encoder, read)
 
 

@@ -1,7 +1,7 @@
 """plan -> decode -> encode -> write.
 
 Pictures are decoded in workers, a bounded number ahead, while this thread encodes small batches; each batch is one
-transaction, so that a kill at any moment loses at most the batch in flight and the next run carries on there. What
+transaction, so that a kill at any moment loses at most the batches in flight and the next run carries on there. What
 there is to do stands in planning.py: what a file's size and time say is unchanged is not opened; a file with the
 content of a known one takes over its vector.
 """
@@ -146,7 +146,7 @@ class _Run:
             return
         encoder = self._load_encoder()
         by_path = {file.path: file for file in files}
-        # Encoded and written together: a kill loses two batches at most
+        # Encoded and written together: a kill loses the pictures of a second or two at most
         for batch, embedded in embed_files(
             encoder,
             by_path,

@@ -24,6 +24,7 @@
 enum { ENDS = 64 << 6 /* the last that is not zero is among them */, NONE = 128 << 6 /* not even one fits into the bits */ };
 
 typedef struct {
+    int is_expanded;
     uint8_t symbols[256];
     uint8_t counts[17];          /* codes of each length */
     int32_t first_after[17];     /* the first code that is none of this length or shorter, left-aligned in 16 bits */
@@ -54,7 +55,7 @@ typedef struct {
     int is_jfif, adobe_transform;
     int has_quantiser[4];
     uint8_t quantisers[4][64];
-    Huffman *huffman[2][4];      /* DC and AC */
+    Huffman *huffman[2][4];      /* DC and AC; what follows `counts` is there once a scan uses the table */
     Component components[3];
 } Jpeg;
 
@@ -531,10 +532,16 @@ static int finish(const Jpeg *jpeg)
 
 /* Tables */
 
-static int fill(Huffman *table)
+/* Makes a table ready for a scan; 0 where there is none, or libjpeg would refuse it. Not before: a file may have any
+   number of tables that no scan uses. */
+static int expand(Huffman *table, int is_dc)
 {
     int32_t code = 0;
     int n = 0;
+    if (table == NULL)
+        return 0;
+    if (table->is_expanded)
+        return 1;
     memset(table->symbol_at, 0, sizeof table->symbol_at);
     for (int length = 1; length <= 16; length++, code <<= 1) {
         table->offset[length] = n - code;
@@ -545,6 +552,8 @@ static int fill(Huffman *table)
                 for (int rest = 0; rest < 1 << (PEEK - length); rest++)
                     table->symbol_at[code << (PEEK - length) | rest] = (uint16_t)(length << 8 | table->symbols[n]);
         }
+        if (table->counts[length] && code >= 1 << length) /* a code of ones alone */
+            return 0;
         table->first_after[length] = code << (16 - length);
     }
     for (int peeked = 0; peeked < 1 << PEEK; peeked++) {
@@ -560,6 +569,10 @@ static int fill(Huffman *table)
         }
         table->skip_at[peeked] = (uint16_t)(n_bits ? (ends ? ENDS : 0) | n_coefficients << 6 | n_bits : NONE);
     }
+    for (int i = 0; i < n; i++)
+        if (is_dc && table->symbols[i] > 15)
+            return 0;
+    table->is_expanded = 1;
     return 1;
 }
 
@@ -579,12 +592,8 @@ static int read_huffman(Jpeg *jpeg, const uint8_t *at, const uint8_t *end)
             return 0;
         memset(table->symbols, 0, sizeof table->symbols);
         memcpy(table->symbols, at, (size_t)n);
-        for (int i = 0; i < n; i++)
-            if (kind == 0 && at[i] > 15)
-                return 0;
+        table->is_expanded = 0;
         at += n;
-        if (!fill(table))
-            return 0;
     }
     return 1;
 }
@@ -690,9 +699,9 @@ static int read_scan(Jpeg *jpeg, const uint8_t *at, const uint8_t *end, Scan *sc
         component->ac = at[2 + 2 * i] & 15;
         if (component->dc > 3 || component->ac > 3 || !jpeg->has_quantiser[component->quantiser])
             return 0;
-        if (scan->first == 0 && !scan->is_refinement && !jpeg->huffman[0][component->dc])
+        if (scan->first == 0 && !scan->is_refinement && !expand(jpeg->huffman[0][component->dc], 1))
             return 0;
-        if (scan->last > 0 && !jpeg->huffman[1][component->ac])
+        if (scan->last > 0 && !expand(jpeg->huffman[1][component->ac], 0))
             return 0;
     }
     if (!jpeg->is_progressive)

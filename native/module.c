@@ -19,7 +19,8 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_mmsearch", NULL
 PyMODINIT_FUNC PyInit__mmsearch(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module != NULL && PyModule_AddIntConstant(module, "VERSION", 1) < 0)
+    if (module != NULL && (PyModule_AddIntConstant(module, "VERSION", 1) < 0 ||
+                           PyModule_AddIntConstant(module, "SOURCES", SOURCES) < 0)) /* told by setup.py */
         Py_CLEAR(module);
     return module;
 }

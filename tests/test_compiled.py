@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import sysconfig
+import zlib
 from pathlib import Path
 from random import Random
 from typing import get_args
@@ -120,7 +121,7 @@ def test_nothing_makes_it_read_or_write_what_it_was_not_given(tmp_path: Path, ho
     if compiler is None:
         pytest.skip("needs gcc")
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    flags = ["-O1", "-g", *sanitizers, "-shared", "-fPIC", f"-I{INCLUDE}", *how.split()]
+    flags = ["-O1", "-g", *sanitizers, "-shared", "-fPIC", "-DSOURCES=0", f"-I{INCLUDE}", *how.split()]
     command = [compiler, *flags, *SOURCES, "-o", str(tmp_path / "_mmsearch.so"), "-lm"]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("gcc has no sanitizers here")
@@ -142,6 +143,24 @@ def test_nothing_makes_it_read_or_write_what_it_was_not_given(tmp_path: Path, ho
     )
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout.split()[0]) > 3000
+
+
+def test_tables_that_no_scan_uses_are_passed_over_as_by_libjpeg() -> None:
+    data = jpeg(pictures.scene((64, 48)).convert("L"))
+    table = bytes([0x13, 1, 1, *[0] * 14, 1, 1])  # two codes, the second of ones alone: refused if it is used
+    segment = b"\xff\xc4" + (2 + 3000 * len(table)).to_bytes(2, "big") + 3000 * table
+    crowded = data[:2] + 100 * segment + data[2:]  # 6 MB, which took 17 s when every table was made ready
+    assert decode(crowded) == by_libjpeg(crowded)
+
+
+def test_a_table_with_a_code_of_ones_alone_is_left_to_libjpeg_which_refuses_it() -> None:
+    data = jpeg(pictures.scene((64, 48)).convert("L"))
+    at = data.index(b"\xff\xc4")  # the DC table, of 31 bytes
+    table = bytes([0xFF, 0xC4, 0, 21, 0, 2, *[0] * 15, 0, 1])
+    odd = data[:at] + table + data[at + 33 :]
+    assert decode(odd) is None
+    with pytest.raises(AssertionError, match="does not decode"):
+        by_libjpeg(odd)
 
 
 @given(st.binary(max_size=300))
@@ -214,6 +233,20 @@ def test_pictures_are_resized_by_it(size: tuple[int, int], monkeypatch: pytest.M
         resized = fit(image, spec)
     monkeypatch.setattr(compiled, "_module", lambda: None)
     assert (fit(image, spec) == resized).all()
+
+
+@pytest.mark.parametrize("size", [(3, 1200), (1200, 3), (9_000_000, 1), (1, 9_000_000)])
+def test_strips_are_resized_alike_with_it_and_without(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.frombytes("RGB", size, Random(0).randbytes(3 * size[0] * size[1]))
+    resized = fit(image, PixelSpec(260, 260))
+    monkeypatch.setattr(compiled, "_module", lambda: None)
+    assert (fit(image, PixelSpec(260, 260)) == resized).all()
+
+
+def test_it_was_compiled_from_the_sources_that_are_here() -> None:
+    sources = sorted((ROOT / "native").glob("*.[ch]"))
+    checksum = zlib.crc32(b"".join(path.read_bytes() for path in sources)) >> 1
+    assert checksum == compiled._module().SOURCES, "pip install -e . again"
 
 
 def test_sizes_that_do_not_fit_together_are_refused() -> None:

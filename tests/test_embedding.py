@@ -50,5 +50,16 @@ def test_pictures_of_a_slow_tower_are_handed_on_as_they_come(
     assert [len(things) for things, _ in found] == [3, 2, 2]
 
 
+def test_what_was_read_before_a_tower_fails_is_handed_on(lite: FeatureEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "WAIT_S", math.inf)
+    pictures = pictures_for(lite, 6)
+    odd = np.zeros((3, 5, 3), np.uint8)  # no size of lite's
+    found = embed_batches(lite, [pictures[:3], pictures[3:], [odd, odd], pictures], lambda picture: picture)
+    things, rows = next(found)
+    assert len(things) == len(rows) == 6
+    with pytest.raises(Exception, match="pixels"):
+        next(found)
+
+
 def test_without_a_batch_there_is_nothing(lite: FeatureEncoder) -> None:
     assert list(embed_batches(lite, [], lambda picture: picture)) == []

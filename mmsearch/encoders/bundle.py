@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mmsearch.cores import usable_cores
 from mmsearch.encoders.base import FloatArray, PixelArray
 from mmsearch.encoders.calibration import Calibration
 from mmsearch.encoders.heads import project
@@ -44,6 +43,7 @@ from mmsearch.encoders.preprocess import PixelSpec, fit
 from mmsearch.encoders.sessions import TowerSession
 from mmsearch.encoders.tokens import tokenizer_for, whole_tokenizer
 from mmsearch.errors import ModelError
+from mmsearch.machine import usable_cores
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -105,14 +105,14 @@ def _resized(
     # Of tall pictures Pillow resizes the columns first: since 13.0 those that lose more than twice as much in height
     # as in width, before those of 1 : 100.
     is_tall = height < old_height and (old_height - height > 2 * (old_width - width) or old_height > 100 * old_width)
-    if not is_tall and size != image.size and old_width * old_height <= _MAX_RESIZED_PIXELS:
-        pixels = compiled.resize(image.tobytes("raw", "RGBX"), image.size, size, kept, interpolation == "bicubic")
-        if pixels is not None:
-            return pixels
     resample = _filter(interpolation)
     if width * height <= _MAX_RESIZED_PIXELS:
+        if not is_tall and size != image.size and old_width * old_height <= _MAX_RESIZED_PIXELS:
+            pixels = compiled.resize(image.tobytes("raw", "RGBX"), image.size, size, kept, interpolation == "bicubic")
+            if pixels is not None:
+                return pixels
         return np.array(image.resize(size, resample).crop((left, top, left + kept_w, top + kept_h)))
-    # a strip of 1 x 100,000 would become 224 x 22,400,000: compute what is kept only; equal but for rounding
+    # a strip of 1 x 100,000 would become 224 x 22,400,000: compute what is kept only, which is nearly the same
     step_x, step_y = old_width / width, old_height / height
     box = (left * step_x, top * step_y, (left + kept_w) * step_x, (top + kept_h) * step_y)
     return np.array(image.resize((kept_w, kept_h), resample, box=_inside(box, image.size)))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.machine import usable_memory_bytes
 from mmsearch.nearest import kmeans, nearest_centre
 from mmsearch.store.records import FloatArray, IntArray
 
@@ -207,8 +208,8 @@ class Cells:
 def read_through(path: Path) -> int:
     """-> how many bytes were read of a file: all, where that leaves half of the memory to others, else none."""
     read = 0
-    with contextlib.suppress(OSError, ValueError), path.open("rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2:
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size < usable_memory_bytes() / 2:
             room = memoryview(bytearray(FETCHED_AT_ONCE))
             while some := file.readinto(room):
                 read += some
