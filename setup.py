@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-NATIVE = Path(__file__).parent / "native"
+NATIVE = Path("native")  # setuptools builds in the project's own folder, and takes no other paths
 # What it was compiled from, so that a test can tell whether that was long ago
 CHECKSUM = zlib.crc32(b"".join(path.read_bytes() for path in sorted(NATIVE.glob("*.[ch]")))) >> 1
 
@@ -13,8 +13,8 @@ setup(
     ext_modules=[
         Extension(
             "_mmsearch",
-            ["native/module.c", "native/jpeg.c", "native/resize.c"],
-            depends=["native/mmsearch.h"],
+            [path.as_posix() for path in sorted(NATIVE.glob("*.c"))],
+            depends=[path.as_posix() for path in NATIVE.glob("*.h")],
             define_macros=[("SOURCES", str(CHECKSUM))],
             optional=True,
         )

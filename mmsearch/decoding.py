@@ -92,8 +92,7 @@ class DecodePool:
         self._lock = threading.Lock()  # for all below
         self._drivers: list[threading.Thread] = []
         self._workers: set[_Worker] = set()
-        self._closed = False
-        self._closing = threading.Event()
+        self._closed = threading.Event()
         self._is_watched = False
         self._a_worker_ran = False
         self._in_process = not _is_python(sys.executable)
@@ -141,8 +140,7 @@ class DecodePool:
     def close(self) -> None:
         """Kill the workers, whatever they are doing; what was asked for and is not ready becomes a Skip."""
         with self._lock:
-            self._closed = True
-            self._closing.set()
+            self._closed.set()
             drivers, self._drivers = self._drivers, []
             for worker in self._workers:
                 worker.kill()
@@ -177,7 +175,7 @@ class DecodePool:
 
     def _submit(self, request: "_Request[Any]") -> None:
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 raise RuntimeError("the DecodePool is closed")
             self._requests.put(request)
             if len(self._drivers) < self._n_workers:
@@ -194,15 +192,15 @@ class DecodePool:
             if worker is not None and worker.is_gone():
                 self._bury(worker)
                 worker = None
-            if self._closed or request.abandoned.is_set():
+            if self._closed.is_set() or request.abandoned.is_set():
                 request.done.put((request.path, Skip(request.path, "was not read", transient=True)))
                 continue
             try:
                 worker = worker or self._start_worker()
                 result = self._ask(worker, request)
             except _WorkerGoneError as gone:
-                reason = "was not read" if self._closed else str(gone)
-                result = Skip(request.path, reason, transient=gone.transient or self._closed)
+                reason = "was not read" if self._closed.is_set() else str(gone)
+                result = Skip(request.path, reason, transient=gone.transient or self._closed.is_set())
                 if worker is not None:
                     self._bury(worker)
                     worker = None
@@ -221,7 +219,7 @@ class DecodePool:
             return None
         with self._lock:
             self._workers.add(worker)
-            if self._closed:
+            if self._closed.is_set():
                 worker.kill()
         try:
             self._be_watched()
@@ -241,14 +239,15 @@ class DecodePool:
 
     def _watch(self) -> None:
         """Ends workers that take too long, in a thread of its own; one that waits for each picture costs more."""
-        while not self._closing.wait(_WATCH_S):
+        while not self._closed.wait(_WATCH_S):
             with self._lock:
                 workers = list(self._workers)
             for worker in workers:
                 worker.end_if_late()
 
     def _do_without(self, error: Exception) -> None:
-        if self._a_worker_ran or self._closed:  # then it works in principle, and what has crashed one stays out of here
+        # Where one ran it works in principle, and what has crashed one stays out of here
+        if self._a_worker_ran or self._closed.is_set():
             raise _WorkerGoneError("no decoder can be started", transient=True) from error
         self._in_process = True
         _log.warning("Pictures are decoded in this process, since no worker process could be started: %s.", error)

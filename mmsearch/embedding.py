@@ -27,9 +27,8 @@ Thing = TypeVar("Thing")
 
 PICTURES_AT_ONCE = 16
 TEXTS_AT_ONCE = 64
-PROJECTED_AT_ONCE = (
-    64  # pictures; `lite` takes 0.9 ms of a core for one of 16, most of it to read its heads, and 0.4 of 64
-)
+# Pictures: `lite` takes 0.9 ms of a core for one of 16, most of it to read its heads, and 0.4 for one of 64.
+PROJECTED_AT_ONCE = 64
 WAIT_S = 1.0  # the longest that pictures wait for as many, so that a slow tower's are written and told of as they come
 
 # For an encoder that does not say what it reads
@@ -139,8 +138,8 @@ def embed_batches(
                     read, handed_on = [], time.monotonic()
             if inside is not None:
                 read.append((inside[0], inside[1].result()))
-        except Exception:
-            yield from _projected_together(encoder, read)  # what was read before is not lost
+        except Exception:  # a tower's, or of where the batches come from: what was read before is not lost
+            yield from _projected_together(encoder, read)
             raise
         yield from _projected_together(encoder, read)
 

@@ -111,6 +111,11 @@ static inline int next_value(Bits *bits, int size)
     return value + (value < (1 << size) >> 1 ? 1 - (1 << size) : 0);
 }
 
+static inline int is_likely(int coefficient)
+{
+    return coefficient >= -MOST_COEFFICIENT && coefficient <= MOST_COEFFICIENT;
+}
+
 /* The first coefficient of the next block; 0 for damage. */
 static inline int next_dc(Bits *bits, const Huffman *table, int *dc)
 {
@@ -119,7 +124,7 @@ static inline int next_dc(Bits *bits, const Huffman *table, int *dc)
     if (size < 0 || size > 11)
         return 0;
     *dc += next_value(bits, size);
-    return *dc >= -MOST_COEFFICIENT && *dc <= MOST_COEFFICIENT;
+    return is_likely(*dc);
 }
 
 /* Past the coefficients of a block that follow the first; 0 for damage. */
@@ -177,7 +182,7 @@ static inline int next_ac(Bits *bits, const Huffman *table, const uint8_t *quant
         if (k > 63 || size > 10)
             return -1;
         int value = next_value(bits, size) * quantiser[k];
-        if (value < -MOST_COEFFICIENT || value > MOST_COEFFICIENT)
+        if (!is_likely(value))
             return -1;
         block[zigzag[k]] = (int16_t)value;
         n++;
@@ -360,7 +365,7 @@ static int decode_dc_scan(const Jpeg *jpeg, const Scan *scan, Bits *from)
                     if (!next_dc(&bits, jpeg->huffman[0][component->dc], &last_dc[i]))
                         return 0;
                     int value = last_dc[i] * (1 << scan->low);
-                    if (value < -MOST_COEFFICIENT || value > MOST_COEFFICIENT)
+                    if (!is_likely(value))
                         return 0;
                     *coefficient = (int16_t)value;
                 }
@@ -402,7 +407,7 @@ static inline int decode_ac(Bits *bits, const Huffman *table, const Scan *scan, 
         if (k > scan->last || size > 10)
             return 0;
         int value = next_value(bits, size) * (1 << scan->low);
-        if (value < -MOST_COEFFICIENT || value > MOST_COEFFICIENT)
+        if (!is_likely(value))
             return 0;
         block[zigzag[k]] = (int16_t)value;
     }
@@ -519,7 +524,7 @@ static int finish(const Jpeg *jpeg)
                 whole[0] = (int16_t)dc;
                 for (int k = 1; k < 64; k++) {
                     int value = block[zigzag[k]] * quantiser[k];
-                    if (value < -MOST_COEFFICIENT || value > MOST_COEFFICIENT)
+                    if (!is_likely(value))
                         return 0;
                     whole[zigzag[k]] = (int16_t)value;
                 }
