@@ -8,6 +8,7 @@
 What is listed here is promised; everything else may change.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from mmsearch.planning import IngestOptions, Report
     from mmsearch.query import Query
     from mmsearch.search import Hit
+
+# ONNX Runtime (from 1.29 on, with a device id in the user's cache) and the Hugging Face hub report their use, unless
+# this is set before they are imported, in this process and in those that it starts.
+os.environ |= {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,11 +1,13 @@
 """Figures as pictures. The only room that imports matplotlib, and only once something is to be drawn."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsearch.encoders.openclip import cache_folder
 from mmsearch.errors import Error
 from mmsearch.measuring import Evaluation
 
@@ -106,6 +108,8 @@ def png(title: str, draw: Draw) -> bytes:
     """One plot as a PNG file, the same for the same figures."""
     import io
 
+    # matplotlib keeps a list of fonts; it belongs into our cache. The user's matplotlibrc then changes no plot either.
+    os.environ.setdefault("MPLCONFIGDIR", os.fspath(cache_folder() / "matplotlib"))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -154,6 +154,7 @@ def _open_session(folder: Path, tower: Graph, way: Way) -> "InferenceSession":
 def _quiet_options() -> "SessionOptions":
     import onnxruntime as ort
 
+    ort.disable_telemetry_events()  # an app may have imported it before mmsearch could switch that off
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
     return options
