@@ -137,7 +137,7 @@ class Workplace:
         self.files = self.folder / "files"
 
     def make(self) -> None:
-        """Draw the files and make the states `none`, `first`, `changed` and `heads`."""
+        """Draw the files and an index in each state that a command begins with."""
         self.files.mkdir(parents=True)
         draw_files(self.files)
         self.make_state("none", [])
@@ -145,9 +145,9 @@ class Workplace:
         pairs = self.folder / "pairs.csv"
         names = sorted(path.name for path in self.files.glob("*.png"))
         pairs.write_text("file,caption\n" + "".join(f"files/{name},thing number {name[:-4]}\n" for name in names))
-        train = ["train", "heads", str(pairs), "--set"]
-        heads = [[*train, "epochs=2", "--name", "a", "--use"], [*train, "epochs=3", "--name", "b", "--no-use"]]
-        self.make_state("heads", [["index", str(self.files)], *heads])
+        train = ["train", "heads", str(pairs), "--set", "epochs=2", "--name", "a"]
+        for name, use in (("heads", "--no-use"), ("heads in use", "--use")):
+            self.make_state(name, [["index", str(self.files)], [*train, use]])
         changed = self.folder / "changed"
         shutil.copytree(self.files, changed)
         self.make_state("changed", [["index", str(changed)]])
@@ -217,9 +217,9 @@ def commands(workplace: Workplace) -> list[Command]:
         Command("index --exclude", ("index", files, "--exclude", "below/"), "first"),
         Command("index, changed files", ("index", str(workplace.folder / "changed")), "changed"),
         Command("remove", ("remove", str(workplace.files / "below")), "first", True, (0, 1)),
-        Command("heads use", ("heads", "use", "b"), "heads", True),
-        Command("heads off", ("heads", "off"), "heads", True),
-        Command("heads remove", ("heads", "remove", "b"), "heads", True, (0, 2)),
+        Command("heads use", ("heads", "use", "a"), "heads", True),
+        Command("heads off", ("heads", "off"), "heads in use", True),
+        Command("heads remove", ("heads", "remove", "a"), "heads", True, (0, 2)),
         Command("feedback add", ("feedback", "add", "a scene", "--like", "mm-1"), "first", True),
         Command("Index.add_images", (), "first", True, library=_add_items),
     ]
