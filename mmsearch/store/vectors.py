@@ -16,7 +16,7 @@ import sys
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -30,10 +30,12 @@ from mmsearch.store.cells import NEIGHBOURS, Cells, Settings, choose, training_r
 from mmsearch.store.failures import disk_failures
 from mmsearch.store.halves import floats
 from mmsearch.store.metadata import Store
+from mmsearch.store.moments import Moments, Scores
 from mmsearch.store.queries import QueryCache
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, Block, Condition, FloatArray, IntArray, Kind, Segment
 from mmsearch.store.rows import READS_AT_A_PLACE, SUFFIX, Rows, Told, write_rows
+from mmsearch.store.ties import best_first
 from mmsearch.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -48,10 +50,11 @@ PENDING_RATIO = 1.0  # build anew once as many wait beside the segments as are i
 PENDING_MIN = 2_000  # vectors; never for fewer while a run goes on, whose end builds whatever waits
 DEAD_RATIO = 0.2  # of a full segment, from which on it is built again without them
 TIES = 16  # candidates beyond k that are scored anew, since a tie at the end may be among them
+MOST_TIED = 2_000  # vectors that tie with the last hit, from which on it is left to chance which are hits
 DAMAGE = 1e-3  # between a segment's score and the store's; half-precision rows differ by less than 1e-6
 CODE_DAMAGE = 0.25  # of a row's length, by which few codes of sound cells are off
 SCORED_AT_ONCE = 500  # vectors; so many stay in a processor's cache
-SAMPLE = 512  # vectors; places the mean to within a twentieth of the deviation
+SAMPLE = 512  # vectors; tells what share passes a filter
 QUERIES = 200  # of each kind, with which cells are measured
 FEW = 1_000  # allowed vectors that are read from the store rather than looked for
 # To find all items that pass a filter costs about 1.5 us for each; to ask of a candidate whether it does, 3
@@ -83,6 +86,16 @@ class _Opened:
         return sum(segment.count for segment in self.segments) + sum(len(ids) for ids, _ in self.beside)
 
 
+@dataclass(frozen=True)
+class _Usual:
+    """From what the usual scores of a kind are told: moments, and vectors to be scored beside them or taken off."""
+
+    opened: _Opened
+    moments: Moments | None
+    beside: tuple[FloatArray, ...]
+    lost: tuple[FloatArray, ...]
+
+
 class VectorIndex:
     """Ranks the vectors of a store; safe to use from several threads."""
 
@@ -90,37 +103,74 @@ class VectorIndex:
         self._folder = store.folder / FOLDER
         self._held: dict[Kind, _Opened] = {}
         self._samples: dict[Kind, tuple[int, Block]] = {}  # with the revision that they are of
+        self._usual: dict[Kind, _Usual] = {}
         self._filters: OrderedDict[tuple[Kind, Condition, int], IntArray] = OrderedDict()
         self._lock = threading.Lock()
 
     def search(
         self, reader: Reader, kind: Kind, query: FloatArray, k: int, condition: Condition | None = None
     ) -> tuple[IntArray, FloatArray]:
-        """The k nearest vectors of a kind: (ids (n,) int64, cosines (n,) float32), best first, ties by id; n <= k.
+        """The k nearest vectors of a kind: (ids (n,) int64, cosines (n,) float32), best first; n <= k.
 
-        query: (dim,) float32 of length 1. condition: what their hits have to be; fewer than k are found only where
-        fewer pass. The cosines are the store's own; among so many vectors that cells hold them, a near one may be
-        missed (RECALL in cells.py).
+        Ties are in the order of `Reader.tie_keys`, whatever ids the vectors have. query: (dim,) float32 of length 1.
+        condition: what their hits have to be; fewer than k are found only where fewer pass. The cosines are the store's
+        own; among so many vectors that cells hold them, a near one may be missed (RECALL in cells.py).
         """
         if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        opened = self._refresh(reader, kind)
-        found = self._ranked(reader, opened, kind, query, k, condition)
-        if found is None:
-            opened = self._hold(kind, _opened(reader, kind, opened.segments, without_files=True))
-            found = self._ranked(reader, opened, kind, query, k, condition)
-        assert found is not None
-        ids, scores = found
-        best = np.lexsort((ids, -scores))[:k]
+        deep, opened = k, self._refresh(reader, kind)
+        while True:
+            found = self._ranked(reader, opened, kind, query, deep, condition)
+            if found is None:
+                opened = self._hold(kind, _opened(reader, kind, opened.segments, without_files=True))
+                continue
+            ids, scores = found
+            if len(ids) <= deep or deep - k > MOST_TIED or scores.min() < -np.partition(-scores, k - 1)[k - 1]:
+                break
+            deep *= 4  # all further candidates tie with the last hit, and there may be more of them
+
+        def keys(tied: Sequence[int]) -> dict[int, tuple[Any, ...]]:
+            owners = reader.owners(kind, tied)
+            known = reader.tie_keys([item for item, _ in owners.values()])
+            return {vector: known[owners[vector][0]] for vector in tied}
+
+        best = best_first(ids, scores, keys)[:k]
         return ids[best], scores[best]
 
     def usual_scores(self, reader: Reader, kind: Kind, query: FloatArray) -> tuple[float, float]:
-        """Mean and standard deviation of a query's cosines with the vectors of a kind, from a sample of them."""
-        _, sample = self._sample(reader, kind)
-        if not len(sample):
-            return 0.0, 1.0
-        scores = cosines(sample, query)
-        return float(scores.mean()), float(scores.std())
+        """Mean and standard deviation of a query's cosines with all vectors of a kind.
+
+        They are exact, and the same in whatever order the vectors came. Only of an index that was made before moments
+        were kept, and not written to since, a sample tells them.
+        """
+        usual = self._usual_of(reader, kind)
+        if usual is None:
+            _, sample = self._sample(reader, kind)
+            return Scores.of(cosines(sample, query)).mean_and_deviation
+        scores = Scores(0, 0.0, 0.0) if usual.moments is None else usual.moments.of_scores(query)
+        for vectors in usual.beside:
+            scores += Scores.of(cosines(vectors, query))
+        for vectors in usual.lost:
+            scores -= Scores.of(cosines(vectors, query))
+        return scores.mean_and_deviation
+
+    def _usual_of(self, reader: Reader, kind: Kind) -> "_Usual | None":
+        """None where vectors have no moments that lie in files alone."""
+        opened = self._refresh(reader, kind)
+        held = self._usual.get(kind)
+        if held is not None and held.opened is opened and opened.revision == reader.revision():
+            return held
+        moments = reader.moments(kind)
+        through = 0 if moments is None else moments.through_id
+        if (opened.files or opened.cells) and any(segment.through_id > through for segment in opened.segments):
+            return None
+        lost = () if moments is None else tuple(reader.lost_vectors(kind))
+        if opened.revision > reader.revision():  # another thread has read on
+            beside = tuple(vectors for _, vectors in reader.vectors_after(kind, through))
+            return _Usual(opened, moments, beside, lost)
+        beside = tuple(vectors[_alive(opened, ids, through)] for ids, vectors in opened.beside)
+        usual = self._usual[kind] = _Usual(opened, moments, beside, lost)
+        return usual
 
     def _sample(self, reader: Reader, kind: Kind) -> Block:
         revision = reader.revision()
@@ -273,6 +323,8 @@ class VectorIndex:
                 if told is not None:
                     told.keep(writer)
                 writer.put_segments(kind, keep, built, last)
+                if last > writer.moments_through(kind):
+                    writer.put_moments(kind)
         if not writer.connection.in_transaction:  # until that ends, others read the old files
             self.sweep(writer)
 
@@ -417,6 +469,12 @@ def _is_due(cells: Segment, last: int, count: int, dead: IntArray) -> bool:
     """Whether cells should take in what waits beside them, or let go of what died in them."""
     lost = np.count_nonzero(dead <= cells.through_id)
     return bool(count - (cells.count - lost) > TAIL or lost > DEAD_RATIO * cells.count)
+
+
+def _alive(opened: _Opened, ids: IntArray, after: int) -> npt.NDArray[np.bool_]:
+    """(n,) bool: which of the ids (n,) are beyond one and not deleted."""
+    alive: npt.NDArray[np.bool_] = ids > after
+    return alive & ~np.isin(ids, opened.dead) if len(opened.dead) else alive
 
 
 def _places(among: IntArray, ids: IntArray) -> IntArray:

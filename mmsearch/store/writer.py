@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsearch.store.moments import Moments, worth
 from mmsearch.store.paths import below, to_columns
 from mmsearch.store.reader import Reader, at, marks, parts
 from mmsearch.store.records import KINDS, FileRow, FloatArray, Kind, NewFile, NewItem, Projection, Segment
@@ -45,6 +46,7 @@ class Writer(Reader):
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._keep_moments()
             self.connection.execute("UPDATE settings SET value = value + 1 WHERE key = 'revision'")
             self.connection.execute("COMMIT")
         except BaseException:
@@ -224,8 +226,8 @@ class Writer(Reader):
 
         One transaction: whoever reads sees all the old vectors or all the new ones. The model's own are never touched.
         """
-        self.connection.execute("DELETE FROM segments")
-        self.connection.execute("DELETE FROM projected")
+        for table in ("segments", "moments", "lost_vectors", "projected"):
+            self.connection.execute(f"DELETE FROM {table}")
         self.connection.execute("DELETE FROM settings WHERE key = 'heads'")
         if hash_ is None or project is None:
             self.project = None
@@ -290,13 +292,42 @@ class Writer(Reader):
             "INSERT INTO keywords (rowid, words, place) VALUES (?, ?, ?)", (number, words, place_words(row[2] or ""))
         )
 
+    def _keep_moments(self) -> None:
+        """Take vectors into the moments of their kind, and lost ones off, where many wait."""
+        least = worth(self.dim())
+        for kind in KINDS if least and self.version > 3 else ():
+            through = self.moments_through(kind)
+            waiting = self.last_vector(kind) - through >= least and self._count_after(kind, through) >= least
+            if waiting or self.count_lost_vectors(kind) >= least:
+                self.put_moments(kind)
+
+    def _count_after(self, kind: Kind, after_id: int) -> int:
+        asked = "SELECT count(*) FROM vectors WHERE kind = ? AND id > ?"
+        return int(self.connection.execute(asked, (kind, after_id)).fetchone()[0])
+
+    def put_moments(self, kind: Kind) -> None:
+        """Bring the moments of a kind up to its vectors; of few there are none."""
+        dim, moments = self.dim(), self.moments(kind)
+        if moments is None or self.count_lost_vectors(kind) > moments.count / 2:
+            moments = Moments.none(dim)
+        else:
+            for lost in self.lost_vectors(kind):
+                moments = moments.minus(lost)
+        for ids, vectors in self.vectors_after(kind, moments.through_id):
+            moments = moments.plus(vectors, int(ids[-1]))
+        self.connection.execute("DELETE FROM lost_vectors WHERE kind = ?", (kind,))
+        self.connection.execute("DELETE FROM moments WHERE kind = ?", (kind,))
+        if moments.count >= max(worth(dim), 1):
+            row = (kind, moments.through_id, moments.count, moments.sums.tobytes(), moments.products.tobytes())
+            self.connection.execute("INSERT INTO moments VALUES (?, ?, ?, ?, ?)", row)
+
     def put_segments(self, kind: Kind, keep: Sequence[Segment], built: Sequence[Segment], through_id: int) -> None:
         """Exchange FAISS files of a kind for others that reach up to an id; forget the dead that none of them holds."""
         kept = [segment.file for segment in keep]
         self.connection.execute(f"DELETE FROM segments WHERE kind = ? AND file NOT IN ({marks(kept)})", (kind, *kept))
         self.connection.executemany(
-            "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(s.file, kind, s.after_id, s.through_id, s.count, s.size_bytes, s.cells) for s in built],
+            "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(s.file, kind, s.after_id, s.through_id, s.count, s.size_bytes, s.cells, s.checksum) for s in built],
         )
         rebuilt_from = max((segment.through_id for segment in keep), default=0)
         self.connection.execute(
