@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mmsearch.store.halves import floats
+from mmsearch.store.halves import floats, stacked
 from mmsearch.store.moments import Moments
 from mmsearch.store.paths import below, from_columns, to_columns
 from mmsearch.store.records import (
@@ -303,7 +303,7 @@ class Reader:
             if rows:
                 ids, items, vectors = zip(*rows, strict=True)
                 self.remember(ids, items)
-                yield np.array(ids, np.int64), np.frombuffer(b"".join(vectors), np.float16).reshape(len(ids), -1)
+                yield np.array(ids, np.int64), stacked(vectors)
 
     def remember(self, vector_ids: Iterable[int], items: Iterable[int]) -> None:
         """Whose vectors are, for `owners` of the same search."""
@@ -464,8 +464,7 @@ class Reader:
         )
         while rows := cursor.fetchmany(at_once):
             ids, items, vectors = zip(*rows, strict=True)
-            halves = np.frombuffer(b"".join(vectors), np.float16).reshape(len(ids), -1)
-            yield np.array(ids, np.int64), np.array(items, np.int64), halves
+            yield np.array(ids, np.int64), np.array(items, np.int64), stacked(vectors)
 
     def sample_of_vectors(self, kind: Kind, count: int) -> Block:
         """(ids (n,), vectors (n, dim) float32), n <= count: at even distances of their ids, always the same ones."""
@@ -555,8 +554,7 @@ def _block(rows: Iterable[tuple[int, bytes]]) -> Block:
     for number, vector in rows:
         ids.append(number)
         vectors.append(vector)
-    flat = np.frombuffer(b"".join(vectors), np.float16)
-    return np.array(ids, np.int64), floats(flat.reshape(len(ids), -1 if ids else 0))
+    return np.array(ids, np.int64), floats(stacked(vectors))
 
 
 def at(path: str, alias: str = "files") -> tuple[str, tuple[str, bytes]]:

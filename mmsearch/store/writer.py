@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsearch.errors import ModelError
+from mmsearch.store.halves import stacked
 from mmsearch.store.moments import Moments, worth
 from mmsearch.store.paths import below, to_columns
 from mmsearch.store.reader import Reader, at, marks, parts
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 PROJECTED_AT_ONCE = 4096  # vectors; 33 MB where a feature has 2,008 numbers
 PROJECTING_THREADS = 2
 
+_MIXED = (
+    "Trained heads read the features of items, and some {}s come with features and others without. Put all of them in "
+    "with features, or turn the heads off: mmsearch heads off"
+)
 _CONTENT_COLUMNS = ("width", "height", "format", "taken_at", "camera", "latitude_deg", "longitude_deg", "content_hash")
 _ITEM_COLUMNS = ("kind", "name", "caption_of", "text", "line", *_CONTENT_COLUMNS)
 
@@ -206,8 +212,22 @@ class Writer(Reader):
         )
         if self.setting("heads") is not None:
             assert self.project is not None, "items are written under heads that nobody gave"
+            first = "SELECT feature IS NULL FROM vectors WHERE kind = ? ORDER BY id LIMIT 1"
+            if self.connection.execute(first, (item.kind,)).fetchone()[0] != (feature is None):
+                raise ModelError(_MIXED.format(item.kind))
             [projected] = _projected(self.project, [item.kind], [vector], [feature])
             self.connection.execute("INSERT INTO projected VALUES (?, ?)", (cursor.lastrowid, projected))
+
+    def _check_features(self, kind: Kind) -> None:
+        """Raises ModelError where some items of a kind have features for heads to read, and others none."""
+        some, none = (
+            self.connection.execute(
+                f"SELECT EXISTS (SELECT 1 FROM vectors WHERE kind = ? AND feature IS {said} NULL)", (kind,)
+            ).fetchone()[0]
+            for said in ("NOT", "")
+        )
+        if some and none:
+            raise ModelError(_MIXED.format(kind))
 
     # Heads, and what they are trained with
 
@@ -236,6 +256,8 @@ class Writer(Reader):
 
         from threadpoolctl import threadpool_limits
 
+        for kind in KINDS:
+            self._check_features(kind)
         self.set("heads", hash_)
         self.project = project
         # Others project blocks while this thread writes those before and reads on. Each has a core of its own: threads
@@ -338,15 +360,20 @@ class Writer(Reader):
 def _projected(
     project: Projection, kinds: Sequence[Kind], vectors: Sequence[bytes], features: Sequence[bytes | None]
 ) -> list[bytes]:
-    """float16 vectors by other heads, in the same order; made from what is kept, so that any time gives the same."""
+    """float16 vectors by other heads, in the same order; made from what is kept, so that any time gives the same.
+
+    Raises ModelError where some of a kind have features and others none.
+    """
     made: list[bytes] = [b""] * len(kinds)
     for kind in KINDS:
         places = [place for place, each in enumerate(kinds) if each == kind]
         if not places:
             continue
         own = _rows([vectors[place] for place in places])
-        shown = [features[place] for place in places]
-        rows = project(kind, own, own if shown[0] is None else _rows([feature or b"" for feature in shown]))
+        shown = [feature for place in places if (feature := features[place]) is not None]
+        if shown and len(shown) < len(places):
+            raise ModelError(_MIXED.format(kind))
+        rows = project(kind, own, _rows(shown) if shown else own)
         for place, half in zip(places, _halves(rows), strict=True):
             made[place] = half
     return made
@@ -365,13 +392,13 @@ def _halves(rows: FloatArray) -> list[bytes]:
 
 def _rows(halves: Sequence[bytes]) -> FloatArray:
     """float16 rows as float32; by FAISS where they are many: numpy takes three times as long for the same."""
-    codes = np.frombuffer(b"".join(halves), np.uint8).reshape(len(halves), -1)  # (n, 2 * dim)
-    if len(halves) < 64:
-        return codes.view(np.float16).astype(np.float32)
+    rows = stacked(halves)
+    if len(rows) < 64:
+        return rows.astype(np.float32)
     import faiss
 
-    width = codes.shape[1] // 2
-    decoded: FloatArray = faiss.ScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16).decode(codes)
+    codes = rows.view(np.uint8)  # (n, 2 * dim)
+    decoded: FloatArray = faiss.ScalarQuantizer(rows.shape[1], faiss.ScalarQuantizer.QT_fp16).decode(codes)
     return decoded
 
 
