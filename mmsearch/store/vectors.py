@@ -1,9 +1,10 @@
 """Vectors of an index, ranked by FAISS.
 
 The SQLite store is the truth; everything here is derived from it and may be deleted. Vectors lie in segments: FAISS
-files opened by mapping them into memory, so that opening costs milliseconds at any size. Up to CELLS_FROM vectors every
+files that are opened in milliseconds at any size. Up to CELLS_FROM vectors every
 row is read, in half precision, and the answer is exact; beyond, one segment of cells (cells.py) holds all but the
-newest, gives a short list, and the store's own vectors decide.
+newest, gives a short list, and the store's own vectors decide. A segment of rows is read as a whole and checked (its
+CRC-32 is in the store) before FAISS sees it; cells, which may be larger than the memory, are mapped into it.
 
 Vectors newer than the last segment are searched exactly beside it and dead ones are left out, so that an answer never
 depends on when the segments were last built. A segment that is missing or damaged is passed over in the same way: its
@@ -15,6 +16,7 @@ import os
 import sys
 import threading
 import uuid
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +28,7 @@ import numpy.typing as npt
 
 from mmsearch.nearest import Neighbours
 from mmsearch.store import queries
-from mmsearch.store.cells import NEIGHBOURS, Cells, Settings, choose, training_rows, with_growth
+from mmsearch.store.cells import NEIGHBOURS, Cells, DamageError, Settings, choose, training_rows, with_growth
 from mmsearch.store.failures import disk_failures
 from mmsearch.store.halves import floats
 from mmsearch.store.metadata import Store
@@ -51,6 +53,7 @@ PENDING_MIN = 2_000  # vectors; never for fewer while a run goes on, whose end b
 DEAD_RATIO = 0.2  # of a full segment, from which on it is built again without them
 TIES = 16  # candidates beyond k that are scored anew, since a tie at the end may be among them
 MOST_TIED = 2_000  # vectors that tie with the last hit, from which on it is left to chance which are hits
+LOOKS = 16  # vectors, by which a file is compared with the store
 DAMAGE = 1e-3  # between a segment's score and the store's; half-precision rows differ by less than 1e-6
 CODE_DAMAGE = 0.25  # of a row's length, by which few codes of sound cells are off
 SCORED_AT_ONCE = 500  # vectors; so many stay in a processor's cache
@@ -120,7 +123,10 @@ class VectorIndex:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         deep, opened = k, self._refresh(reader, kind)
         while True:
-            found = self._ranked(reader, opened, kind, query, deep, condition)
+            try:
+                found = self._ranked(reader, opened, kind, query, deep, condition)
+            except DamageError:
+                found = None
             if found is None:
                 opened = self._hold(kind, _opened(reader, kind, opened.segments, without_files=True))
                 continue
@@ -315,7 +321,7 @@ class VectorIndex:
         after = max((segment.through_id for segment in (*keep, *built)), default=0)
         changed = built or last > reaches or np.any(dead > after) or len(keep) + 1 < len(segments)
         in_cells = [segment.through_id for segment in (*keep, *built) if segment.cells] if READS_AT_A_PLACE else []
-        flat = not in_cells or _open_flat(writer, kind, looks=200) is not None
+        flat = not in_cells or ((rows := _open_flat(writer, kind)) is not None and rows.is_whole())
         if changed or not all(sound) or not flat:
             told = write_rows(writer, self._folder, max(in_cells), anew=not flat) if in_cells else None
             built += self._build_after(writer, kind, after)
@@ -344,7 +350,7 @@ class VectorIndex:
         """
         settings = Settings.from_json(first.cells) if first is not None and first.cells else None
         if first is not None and settings is not None and count < TRAIN_AGAIN * settings.trained_on:
-            cells = Cells.open(self._folder / first.file, mapped=False)
+            cells = Cells.open(self._folder / first.file, first.checksum, mapped=False)
             dead = writer.dead_vectors(kind)
             cells.remove(dead[dead <= first.through_id])
             for ids, rows in writer.vectors_after(kind, first.through_id):
@@ -364,7 +370,8 @@ class VectorIndex:
             )
         if settings is None:
             return None
-        return self._write(kind, 0, last, len(cells), cells.save(), settings.to_json())
+        saved, checksum = cells.save()
+        return self._write(kind, 0, last, len(cells), saved, checksum, settings.to_json())
 
     def _build_after(self, writer: Writer, kind: Kind, after: int) -> list[Segment]:
         built: list[Segment] = []
@@ -388,23 +395,31 @@ class VectorIndex:
         )
         for block_ids, block in zip(ids, vectors, strict=True):
             index.add_with_ids(block, block_ids)
-        return self._write(kind, after, int(ids[-1][-1]), index.ntotal, faiss.serialize_index(index))
+        data: npt.NDArray[np.uint8] = faiss.serialize_index(index)
+        return self._write(kind, after, int(ids[-1][-1]), index.ntotal, [data.data], zlib.crc32(data.data))
 
     def _write(
-        self, kind: Kind, after: int, through: int, count: int, data: npt.NDArray[np.uint8], cells: str | None = None
+        self,
+        kind: Kind,
+        after: int,
+        through: int,
+        count: int,
+        parts: Sequence[memoryview],
+        checksum: int,
+        cells: str | None = None,
     ) -> Segment:
         path = self._folder / f"{kind}-{uuid.uuid4().hex[:12]}.faiss"
         with disk_failures(self._folder):
             self._folder.mkdir(exist_ok=True)
             try:
                 with path.open("wb") as file:
-                    file.write(data.data)
+                    file.writelines(parts)
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:
                 path.unlink(missing_ok=True)  # on a full disk it would only be in the way
                 raise
-        return Segment(path.name, after, through, count, path.stat().st_size, cells)
+        return Segment(path.name, after, through, count, path.stat().st_size, cells, checksum)
 
     def sweep(self, reader: Reader) -> None:
         """Delete files that no segment refers to; one that is still mapped on Windows goes the next time."""
@@ -572,12 +587,12 @@ def _opened(reader: Reader, kind: Kind, segments: tuple[Segment, ...], *, withou
     )
 
 
-def _open_flat(reader: Reader, kind: Kind, *, looks: int = 16) -> Rows | None:
+def _open_flat(reader: Reader, kind: Kind) -> Rows | None:
     """The file of rows, or None where it is missing or does not hold what the store does, in so many places."""
     told = Told.by(reader)
     if told is None:
         return None
-    ids, vectors = reader.sample_of_vectors(kind, looks)
+    ids, vectors = reader.sample_of_vectors(kind, LOOKS)
     ids, vectors = ids[ids <= told.through], vectors[ids <= told.through]
     try:
         rows = Rows(reader.folder / FOLDER / told.file, told)
@@ -588,38 +603,58 @@ def _open_flat(reader: Reader, kind: Kind, *, looks: int = 16) -> Rows | None:
 
 
 def _is_sound(reader: Reader, kind: Kind, path: Path, segment: Segment) -> bool:
-    if segment.cells is not None:
-        return _open_cells(reader, kind, path, segment, looks=10_000)[0] is not None
-    return _open_rows(path, segment) is not None
+    """Whether the whole file is what was written; one of before there were checksums is not known to be."""
+    if segment.checksum is None:
+        return False
+    if segment.cells is None:
+        return _open_rows(path, segment) is not None
+    cells, _ = _open_cells(reader, kind, path, segment)
+    if cells is None:
+        return False
+    try:
+        cells.check()
+    except DamageError:
+        return False
+    return True
 
 
 def _open_rows(path: Path, segment: Segment) -> "faiss.Index | None":
-    """The file mapped into memory, or None where it is missing or not what was written."""
+    """The file read into memory, or None where it is missing or not what was written.
+
+    Every query reads all of it. What is read once and kept cannot be cut short under FAISS, as a mapped file can.
+    """
     import faiss
 
+    file: Any
     try:
         if path.stat().st_size != segment.size_bytes:
             return None
-        file = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        if segment.checksum is None:
+            file = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        else:
+            data = np.fromfile(path, np.uint8)
+            if zlib.crc32(data.data) != segment.checksum:
+                return None
+            held: Any = faiss.ZeroCopyIOReader(faiss.swig_ptr(data), len(data))  # type: ignore[attr-defined]
+            file = faiss.read_index(held)
+            file.referenced_objects = (data, held)  # FAISS points into them
     except (OSError, RuntimeError, MemoryError):  # what FAISS raises for a header that makes no sense
         return None
-    return file if file.ntotal == segment.count else None
+    rows: faiss.Index | None = file if file.ntotal == segment.count else None
+    return rows
 
 
-def _open_cells(
-    reader: Reader, kind: Kind, path: Path, segment: Segment, *, looks: int = 16
-) -> tuple[Cells, Settings] | tuple[None, None]:
+def _open_cells(reader: Reader, kind: Kind, path: Path, segment: Segment) -> tuple[Cells, Settings] | tuple[None, None]:
     """The file mapped into memory, or None where it is missing or not what was written.
 
-    Scores from codes are near enough at best, so that damage would not show in them: the first row of so many cells is
-    compared with the store's vector at once.
+    The first row of some cells is compared with the store's vector: a file may be whole, and another store's.
     """
     try:
         if path.stat().st_size != segment.size_bytes:
             return None, None
-        cells, settings = Cells.open(path), Settings.from_json(segment.cells or "")
-        ids, told = cells.some_rows(looks)
-    except (OSError, RuntimeError, MemoryError, ValueError, TypeError):
+        cells, settings = Cells.open(path, segment.checksum), Settings.from_json(segment.cells or "")
+        ids, told = cells.some_rows(LOOKS)
+    except (DamageError, OSError, RuntimeError, MemoryError, ValueError, TypeError):
         return None, None
     there, stored = reader.vectors_of(ids.tolist())
     gone = np.setdiff1d(ids, there)
