@@ -465,7 +465,7 @@ def _some_queries(reader: Reader, text_queries: TextQueries | None) -> dict[str,
         if kind == "text":
             space = queries.space(reader.setting("fingerprint"), reader.setting("heads"))
             with contextlib.closing(QueryCache(reader.folder)) as cache:
-                asked_before = cache.latest(space, QUERIES) if space is not None else []
+                asked_before = cache.latest(space, QUERIES, reader.dim()) if space is not None else []
             words = [*asked_before, *(() if text_queries is None else text_queries())]
             ids = np.concatenate((ids, np.full(len(words), -1, np.int64)))
             rows = np.stack((*rows, *words)) if len(ids) else rows
