@@ -90,7 +90,7 @@ class Asking:
         if space is None or self._opened.own_encoder:
             return self._encoded_under(texts, heads)
         space += " judged" if cached_apart else ""
-        known = self._asked_before.get(space, texts)
+        known = self._asked_before.get(space, texts, self._opened.made_with.dim)
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
             encoded = dict(zip(new, self._encoded_under(new, heads), strict=True))

@@ -12,13 +12,16 @@ The map is derived from the store and kept beside it in `map.npz`, which may be 
 """
 
 import contextlib
+import io
+import math
 import os
 import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +29,6 @@ import numpy.typing as npt
 from mmsearch.nearest import nearest_rows
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, FloatArray, IntArray
-
-if TYPE_CHECKING:
-    pass
 
 FILE = "map.npz"
 SAMPLE = 10_000  # items laid out by t-SNE; tests/benchmarks/map.py has the time and memory of more
@@ -271,22 +271,61 @@ def _fitted(points: FloatArray) -> FloatArray:
 
 
 def _load(reader: Reader) -> _Layout | None:
-    """What is kept, None where it cannot be read: it is made again then."""
+    """What is kept, None where it is not what `_keep` wrote: it is made again then."""
     try:
-        with np.load(reader.folder / FILE, allow_pickle=False) as file:
-            return _Layout(
-                rows=file["rows"],
-                items=file["items"],
-                is_text=file["is_text"],
-                points=file["points"],
-                is_sample=file["is_sample"],
-                means=file["means"],
-                laid_out=int(file["laid_out"]),
-                revision=int(file["revision"]),
-                heads=str(file["heads"]),
+        with os.fdopen(_opened(reader.folder / FILE), "rb") as file, zipfile.ZipFile(file) as archive:
+            read = partial(_array, archive, os.fstat(file.fileno()).st_size)
+            layout = _Layout(
+                rows=read("rows", np.int64, 1),
+                items=read("items", np.int64, 1),
+                is_text=read("is_text", np.bool_, 1),
+                points=read("points", np.float32, 2),
+                is_sample=read("is_sample", np.bool_, 1),
+                means=read("means", np.float32, 2),
+                laid_out=int(read("laid_out", np.int64, 0)),
+                revision=int(read("revision", np.int64, 0)),
+                heads=str(read("heads", np.str_, 0)),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # a zip file that is damaged raises whatever its reader comes upon
         return None
+    return layout if _makes_sense(layout, reader) else None
+
+
+def _opened(path: Path) -> int:
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # at a pipe nobody waits
+
+
+def _array(archive: zipfile.ZipFile, most_bytes: int, name: str, kind: type[np.generic], axes: int) -> Any:
+    """An array as numpy writes it into a zip file, by its CRC-32 the same. Raises ValueError and others.
+
+    No memory is taken on the word of a header: what is read is no longer than the file, and makes up the array.
+    """
+    told = archive.getinfo(f"{name}.npy")
+    if told.compress_type != zipfile.ZIP_STORED or told.file_size > most_bytes:
+        raise ValueError(f"{name} is packed")
+    data = io.BytesIO(archive.read(told))
+    if np.lib.format.read_magic(data) != (1, 0):
+        raise ValueError(f"{name} is of another version")
+    shape, in_columns, dtype = np.lib.format.read_array_header_1_0(data)
+    body = data.getbuffer()[data.tell() :]
+    fits = len(shape) == axes and math.prod(shape) * dtype.itemsize == len(body)
+    if not fits or in_columns or not np.issubdtype(dtype, kind) or dtype.hasobject:
+        raise ValueError(f"{name} is no such array")
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+def _makes_sense(layout: _Layout, reader: Reader) -> bool:
+    count = len(layout.rows)
+    one_each = len(layout.items) == len(layout.is_text) == len(layout.is_sample) == count
+    return bool(
+        one_each
+        and layout.points.shape == (count, 2)
+        and (not count or layout.means.shape == (len(KINDS), reader.dim()))
+        and np.all(np.diff(layout.rows) > 0)
+        and np.all((layout.points >= 0) & (layout.points <= 1))  # and numbers
+        and np.isfinite(layout.means).all()
+    )
 
 
 def _keep(folder: Path, layout: _Layout) -> None:

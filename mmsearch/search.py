@@ -20,6 +20,7 @@ from mmsearch.errors import UsageError
 from mmsearch.store.paths import below
 from mmsearch.store.reader import ITEM_COLUMNS, Reader
 from mmsearch.store.records import KINDS, Condition, FloatArray, Kind
+from mmsearch.store.ties import best_first
 from mmsearch.store.vectors import VectorIndex, cosines
 
 KIND, TEXT = ITEM_COLUMNS.index("kind"), ITEM_COLUMNS.index("text")
@@ -169,7 +170,7 @@ def rank(
     if words:
         mixed = all(scores.values())
         usual = {kind: vectors.usual_scores(reader, kind, query) if mixed else (0.0, 1.0) for kind in KINDS}
-        order = by_meaning(scores, usual)
+        order = _best_first(reader, by_meaning(scores, usual))
     else:  # who asks with pictures alone wants pictures: texts come after them
         order = list(scores["image"] | scores["text"])
     rankings: dict[Ranking, Sequence[int]] = {kind: list(scores[kind]) for kind in KINDS}
@@ -206,12 +207,14 @@ def fuse(rankings: Iterable[Sequence[int]]) -> list[int]:
     return sorted(fused, key=lambda item: -fused[item])
 
 
-def by_meaning(scores: Mapping[Kind, Mapping[int, float]], usual: Mapping[Kind, tuple[float, float]]) -> list[int]:
-    """Pictures and texts in one order: by how far a score stands out from what is usual for its kind and this query.
+def by_meaning(
+    scores: Mapping[Kind, Mapping[int, float]], usual: Mapping[Kind, tuple[float, float]]
+) -> dict[int, float]:
+    """Pictures and texts on one scale: how far a score stands out from what is usual for its kind and this query.
 
     scores: for each kind, item -> cosine. usual: for each kind, mean and standard deviation of the query's cosines with
     all items. In these units the two kinds compare: words and texts are always closer than words and pictures, and one
-    note in a folder of photographs is not the second hit of every query. Ties by id.
+    note in a folder of photographs is not the second hit of every query.
     """
     standing: dict[int, float] = {}
     for kind, known in scores.items():
@@ -223,9 +226,15 @@ def by_meaning(scores: Mapping[Kind, Mapping[int, float]], usual: Mapping[Kind, 
             continue
         for item, far in zip(known, stands_out, strict=True):
             standing[item] = max(standing.get(item, far), far)
-    items = np.fromiter(standing, np.int64, len(standing))
-    order: list[int] = items[np.lexsort((items, -np.fromiter(standing.values(), np.float64, len(standing))))].tolist()
-    return order
+    return standing
+
+
+def _best_first(reader: Reader, scores: Mapping[int, float]) -> list[int]:
+    """Items by their scores, ties by their paths."""
+    items = np.fromiter(scores, np.int64, len(scores))
+    order = best_first(items, np.fromiter(scores.values(), np.float64, len(scores)), reader.tie_keys)
+    ordered: list[int] = items[order].tolist()
+    return ordered
 
 
 def match_expression(words: str) -> str:

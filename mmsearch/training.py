@@ -508,6 +508,12 @@ def _rows(embedded: Sequence[Embedded]) -> Rows:
 
 
 def _stacked(rows: Sequence[Raw]) -> tuple[FloatArray, FloatArray]:
+    widths = {len(feature) for _, feature in rows}
+    if len(widths) > 1:
+        raise TrainingError(
+            f"Some items have features of {min(widths)} numbers and others of {max(widths)}, and heads learn from one "
+            "kind. Take out those that were put in without features, or with another model's."
+        )
     return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from mmsearch.encoders.heads import TrainedHeads
-from mmsearch.errors import ModelError, SourceError, UsageError
+from mmsearch.errors import Error, IndexDamagedError, ModelError, SourceError, UsageError
 from mmsearch.index import Index
 from mmsearch.query import Query
 from mmsearch.store.metadata import Store
+from mmsearch.store.records import NewItem
+from mmsearch.store.writer import _projected
 from tests.colours import COLOURS, ColourEncoder, swatch
 
 
@@ -207,3 +209,42 @@ def _vectors(index: Index) -> dict[int, bytes]:
     with Store(index.folder).read() as reader:
         ids = reader.items_of_kind("image") + reader.items_of_kind("text")
         return {item: row.tobytes() for item, row in reader.vectors(ids).items()}
+
+
+def test_items_with_and_without_features_are_refused_and_never_cut_anew(index: Index) -> None:
+    half = np.eye(1, 13, dtype=np.float16).tobytes()
+    for features in ([half, None], [None, half], [half, half[:4]]):
+        with pytest.raises(Error) as refused:
+            _projected(swapping().project, ["image", "image"], [half, half], features)
+        assert len(str(refused.value)) < 300
+    row = np.eye(1, 13, dtype=np.float32)[0]
+    put = NewItem("image", row, feature=row)
+    with Store(index.folder).write() as writer, writer.transaction():
+        writer.put_items([put], None)  # the others came without
+    with pytest.raises(ModelError, match="others without"):
+        index.use_heads("swapped")
+    assert index.status().heads is None and first(index, "red") == "red"
+
+
+def test_one_item_with_features_is_refused_under_heads_where_all_others_have_none(index: Index) -> None:
+    index.use_heads("swapped")
+    row = np.eye(1, 13, dtype=np.float32)[0]
+    with Store(index.folder).write() as writer:
+        writer.project = swapping().project
+        with pytest.raises(ModelError, match="others without"), writer.transaction():
+            writer.put_items([NewItem("image", row, feature=row)], None)
+    assert len(index.search("red", k=100)) == 3 * len(COLOURS) + 1
+
+
+def test_features_of_another_length_than_the_heads_read_are_refused(index: Index) -> None:
+    rows = np.eye(2, 13, dtype=np.float32)
+    with pytest.raises(ModelError, match="13 numbers, and these images have 7"):
+        swapping().project("image", rows, rows[:, :7])
+
+
+def test_vectors_of_different_lengths_are_damage_and_never_cut_anew(index: Index) -> None:
+    with Store(index.folder).write() as writer, writer.transaction():  # as long together as if none were wrong
+        for item, length in ((1, 13 - 4), (2, 13 + 4)):
+            writer.connection.execute("UPDATE vectors SET vector = zeroblob(?) WHERE item_id = ?", (2 * length, item))
+    with Index(index.folder, encoder=ColourEncoder()) as again, pytest.raises(IndexDamagedError, match="18 and of 34"):
+        again.search("red")

@@ -105,7 +105,7 @@ def test_what_judging_asks_is_not_taken_for_queries(tmp_path: Path) -> None:
         index.add_images([CAT])
         index.classify(CAT, ["cat", "dog"])
         fingerprint = load_encoder("lite").fingerprint
-        assert QueryCache(tmp_path / "index").latest(fingerprint, 10) == []
+        assert QueryCache(tmp_path / "index").latest(fingerprint, 10, index.encoder.dim) == []
         encoded = index.texts_encoded[0]
         index.classify(CAT, ["cat", "dog"])
         assert index.texts_encoded[0] == encoded  # but it is remembered

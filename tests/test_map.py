@@ -1,5 +1,11 @@
 """The map: like lies near like, what people know stays where it was, and nothing is lost by deleting it."""
 
+import io
+import os
+import random
+import tracemalloc
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +135,111 @@ def test_progress_grows_and_what_it_raises_ends_the_work(index: Index) -> None:
     shares: list[float] = []
     index.map(progress=shares.append)
     assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 10
+
+
+def _kept_bytes(index: Index) -> bytes:
+    return (index.folder / maps.FILE).read_bytes()
+
+
+def assert_random_damage_is_no_map(index: Index, count: int, seed: int) -> None:
+    first, draw = index.map(), random.Random(seed)
+    data, path = _kept_bytes(index), index.folder / maps.FILE
+    for _ in range(count):
+        body = bytearray(data)
+        for _ in range(draw.randrange(1, 12)):
+            near_the_end = draw.random() < 0.4  # where the directory is
+            body[draw.randrange(len(body) - 900 if near_the_end else 0, len(body))] ^= 1 << draw.randrange(8)
+        at = draw.randrange(len(body))
+        path.write_bytes(draw.choice([body, body[:at], body[:at] + bytes(len(body) - at), body[at:], body + body[:at]]))
+        kept = index.kept_map()
+        assert kept is None or (kept.items.tolist(), kept.points.tolist()) == (
+            first.items.tolist(),
+            first.points.tolist(),
+        )
+
+
+@pytest.mark.filterwarnings("error")
+def test_random_damage_is_no_map(index: Index) -> None:
+    assert_random_damage_is_no_map(index, 300, 1)
+    assert len(index.map()) == EACH * len(COLOURS) and index.kept_map() is not None
+
+
+@pytest.mark.slow
+def test_thousands_of_damaged_maps_are_none(index: Index) -> None:
+    assert_random_damage_is_no_map(index, 8_000, 2)
+
+
+def _huge_shape(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            header = old.read(name)
+            new.writestr(name, header.replace(b"(72,)", b"(9" + b"9" * 12 + b",)").replace(b" " * 11, b"", 1))
+    return out.getvalue()
+
+
+def _packed(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name) + bytes(200_000_000 if name == "rows.npy" else 0))
+    return out.getvalue()
+
+
+def _pickled(data: bytes) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **{**_arrays(data), "items": np.array([print, 1], object)})
+    return out.getvalue()
+
+
+def _with(**wrong: object) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        out, arrays = io.BytesIO(), _arrays(data)
+        np.savez(out, **{**arrays, **{name: np.asarray(each) for name, each in wrong.items()}})
+        return out.getvalue()
+
+    return change
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(data)) as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _huge_shape,
+        _packed,
+        _pickled,
+        _with(rows=np.zeros(72, np.int64)),
+        _with(points=np.full((72, 2), np.nan, np.float32)),
+        _with(points=np.zeros((71, 2), np.float32)),
+        _with(means=np.zeros((2, 5), np.float32)),
+        _with(laid_out="many"),
+        _with(is_text=np.zeros(72)),
+        lambda data: b"",
+        lambda data: b"PK\x05\x06" + bytes(18),
+    ],
+)
+def test_what_is_no_map_of_ours_is_made_again_and_takes_no_memory(
+    index: Index, change: Callable[[bytes], bytes]
+) -> None:
+    first = index.map()
+    damaged = change(_kept_bytes(index))
+    (index.folder / maps.FILE).write_bytes(damaged)
+    tracemalloc.start()
+    try:
+        assert index.kept_map() is None
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    again = index.map()
+    assert again.ids == first.ids and index.kept_map() is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_a_pipe_in_the_place_of_the_map_is_not_waited_for(index: Index) -> None:
+    os.mkfifo(index.folder / maps.FILE)
+    assert index.kept_map() is None and len(index.map()) == EACH * len(COLOURS)
+    assert index.kept_map() is not None

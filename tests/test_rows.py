@@ -81,7 +81,7 @@ def assert_same(store: Store) -> None:
 
 
 def test_it_holds_what_the_store_does(store: Store) -> None:
-    assert told(store) == Told(path(store).name, DIM, told(store).through, told(store).through, None)
+    assert told(store) == Told(path(store).name, DIM, told(store).through, told(store).through, None, 2 * 8 + 2 * DIM)
     assert_same(store)
 
 

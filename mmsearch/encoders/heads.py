@@ -131,10 +131,20 @@ class TrainedHeads:
     tensors: Tensors
 
     def project(self, tower: str, vectors: FloatArray, features: FloatArray) -> FloatArray:
-        """Vectors (n, dim) by the model's own head and features (n, features) -> (n, dim) float32, rows of length 1."""
+        """Vectors (n, dim) by the model's own head and features (n, features) -> (n, dim) float32, rows of length 1.
+
+        Raises ModelError for features of another length than those that the heads were trained on.
+        """
         mine = {key.partition(".")[2]: each for key, each in self.tensors.items() if key.startswith(f"{tower}.")}
         if not mine:
             return vectors
+        width = len(mine["hidden.weight" if "hidden.weight" in mine else "weight"])
+        if features.shape[1] != width:
+            raise ModelError(
+                f"The heads '{self.name}' read features of {width} numbers, and these {tower}s have "
+                f"{features.shape[1]}. Give them features of the model of this index, or turn the heads off: "
+                "mmsearch heads off"
+            )
         learned = HEADS["mlp" if "hidden.weight" in mine else "linear"](np.asarray(features, np.float32), mine)
         learned += vectors
         return unit_rows(learned)

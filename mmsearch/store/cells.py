@@ -8,14 +8,21 @@ A cell promises the cosine of its mean and some of its spread, since a wide cell
 matters most to words, which lie in a cone of their own, about equally far from every picture: at 1,000,000 items it
 halved what has to be read. How many cells are read, what spread counts and how long
 the list is, is chosen by measuring on the index's own vectors (`choose`), and kept with the file.
+
+What FAISS believes in a file is checked first. All but the rows, where a wrong number could ask for any memory, is read
+and summed (CRC-32) whenever the file is opened; the store knows the sum. The rows of a cell are summed when a query
+first reads it, so that a large file is not read through for one answer. Their sums stand at the end of the file.
 """
 
 import contextlib
 import json
 import math
 import os
+import struct
 import threading
 import time
+import weakref
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,6 +55,8 @@ MEASURED_DEPTH = 200  # hits for which the measured number of cells is read
 FROM_MEMORY_S = 1e-4  # that a cell takes at most, if it is in memory: some 20 us, and 300 from an SSD (growth.py)
 FETCHED_AGAIN_S = 600.0  # after which the file is read through once more, if it has left the memory since
 FETCHED_AT_ONCE = 2**22  # bytes
+END = struct.Struct("<QQ")  # of a file: where its rows begin, and of how many cells there are sums before this
+SUM_BYTES = 4  # of a cell
 
 
 @dataclass(frozen=True)
@@ -70,14 +79,30 @@ class Settings:
         return cls(**json.loads(text))
 
 
+class DamageError(Exception):
+    """A file of vectors is not what was written; the store's own vectors answer then."""
+
+
 class Cells:
     """Rows in cells: trained, filled, saved; opened by mapping them into memory."""
 
-    def __init__(self, index: "faiss.IndexPreTransform", mapped: Path | None = None) -> None:
-        """mapped: the file, where it is no more than mapped into memory."""
+    def __init__(
+        self,
+        index: "faiss.IndexPreTransform",
+        mapped: Path | None = None,
+        sums: npt.NDArray[np.uint32] | None = None,
+    ) -> None:
+        """mapped: the file, where it is no more than mapped into memory. sums: what its cells' rows have to sum to."""
         import faiss
 
         self._mapped, self._fetched_at = mapped, -math.inf
+        self._sums = sums
+        self._checked = None if sums is None else np.zeros(len(sums), bool)
+        self._descriptor: int | None = None
+        if mapped is not None:
+            self._descriptor = os.open(mapped, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            weakref.finalize(self, os.close, self._descriptor)
+            self._size = os.fstat(self._descriptor).st_size
         self._index = index  # owns what the next two point into
         self._cells: Any = faiss.downcast_index(index.index)
         chain: Any = index.chain
@@ -109,21 +134,53 @@ class Cells:
         return cls(faiss.IndexPreTransform(transform, cells))  # its Python object keeps those of its parts
 
     @classmethod
-    def open(cls, path: Path, *, mapped: bool = True) -> "Cells":
-        """Mapped into memory, or read to be changed. Raises OSError, RuntimeError, MemoryError for a damaged file."""
+    def open(cls, path: Path, checksum: int | None, *, mapped: bool = True) -> "Cells":
+        """Mapped into memory, or read to be changed; checksum: as `save` told it, None for an older version's file.
+
+        Raises DamageError, OSError, RuntimeError, MemoryError for a damaged file.
+        """
         import faiss
 
+        sums = None if checksum is None else _sums_of_cells(path, checksum)
         index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
         if not isinstance(index, faiss.IndexPreTransform):
-            raise RuntimeError(f"{path} holds no cells")
-        return cls(index, path if mapped else None)
+            raise DamageError(f"{path} holds no cells")
+        cells = cls(index, path if mapped else None, sums)
+        if sums is not None and len(sums) != cells.number:
+            raise DamageError(f"{path} has sums of {len(sums)} cells and holds {cells.number}")
+        return cells
 
-    def save(self) -> npt.NDArray[np.uint8]:
-        """The bytes of the file."""
+    def save(self) -> tuple[list[memoryview], int]:
+        """The bytes of the file in parts, and the checksum to open it with."""
         import faiss
 
         data: npt.NDArray[np.uint8] = faiss.serialize_index(self._index)
-        return data
+        begin = len(data) - len(self) * (self._cells.code_size + np.dtype(np.int64).itemsize)
+        sums = np.array([self._sum_of(cell) for cell in range(self.number)], "<u4")
+        end = sums.tobytes() + END.pack(begin, self.number)
+        return [data.data, memoryview(end)], zlib.crc32(end, zlib.crc32(data[:begin].data))
+
+    def check(self, cells: IntArray | None = None) -> None:
+        """See to some cells, None: all, that were not seen to yet. Raises DamageError."""
+        if self._descriptor is not None and os.fstat(self._descriptor).st_size != self._size:
+            raise DamageError(f"{self._mapped} was cut short")  # to read behind its end would kill the process
+        if self._sums is None or self._checked is None:
+            return
+        chosen = np.arange(self.number) if cells is None else cells[cells >= 0]
+        for cell in chosen[~self._checked[chosen]].tolist():
+            if self._sum_of(cell) != self._sums[cell]:
+                raise DamageError(f"cell {cell} of {self._mapped} is damaged")
+            self._checked[cell] = True
+
+    def _sum_of(self, cell: int) -> int:
+        """CRC-32 of the codes and ids of a cell."""
+        import faiss
+
+        lists = self._cells.invlists
+        if not (count := lists.list_size(cell)):
+            return 0
+        codes = faiss.rev_swig_ptr(lists.get_codes(cell), count * self._cells.code_size)
+        return zlib.crc32(faiss.rev_swig_ptr(lists.get_ids(cell), count).data, zlib.crc32(codes.data))
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -154,7 +211,10 @@ class Cells:
     def shortlists(
         self, queries: FloatArray, length: int, *, probes: int, spread: float, only: "faiss.IDSelector | None" = None
     ) -> IntArray:
-        """(q, length) ids, the most promising first, -1 where there are no more in the cells that were read."""
+        """(q, length) ids, the most promising first, -1 where there are no more in the cells that were read.
+
+        Raises DamageError.
+        """
         import faiss
 
         projected = queries @ self._directions  # (q, width)
@@ -162,17 +222,28 @@ class Cells:
         read = min(probes, self.number)
         parameters = faiss.SearchParametersIVF(nprobe=read, sel=only)  # type: ignore[call-arg]
         started = time.perf_counter()
-        ids: IntArray = self._cells.search(projected, min(length, len(self)), params=parameters)[1]
+        near, cells = faiss.downcast_index(self._cells.quantizer).search(projected, read)  # (q, read)
+        self.check(cells.ravel())
+        length = min(length, len(self))
+        ids, scores = np.empty((len(queries), length), np.int64), np.empty((len(queries), length), np.float32)
+        # As Python's own `search_preassigned`, which takes no parameters
+        arrays = [faiss.swig_ptr(array) for array in (cells, near, scores, ids)]
+        self._cells.search_preassigned_c(len(queries), faiss.swig_ptr(projected), length, *arrays, False, parameters)
         if time.perf_counter() - started > FROM_MEMORY_S * read * len(queries):
             self._fetch()
         return ids
 
     def some_rows(self, count: int) -> tuple[IntArray, FloatArray]:
-        """(ids (n,), rows (n, width)) as the codes tell them, from cells at even distances; to compare with others."""
+        """(ids (n,), rows (n, width)) as the codes tell them, from cells at even distances; to compare with others.
+
+        Raises DamageError.
+        """
         import faiss
 
         lists, ids, codes = self._cells.invlists, [], []
-        for cell in np.unique(np.linspace(0, self.number - 1, count).astype(int)).tolist():
+        cells = np.unique(np.linspace(0, self.number - 1, count).astype(np.int64))
+        self.check(cells)
+        for cell in cells.tolist():
             if lists.list_size(cell):
                 ids.append(lists.get_single_id(cell, 0))
                 codes.append(faiss.rev_swig_ptr(lists.get_single_code(cell, 0), self._cells.code_size).copy())
@@ -203,6 +274,27 @@ class Cells:
         means: FloatArray = faiss.vector_to_array(quantizer.codes).view(np.float32).reshape(self.number, -1).copy()
         means[:, -1] = 0
         return means
+
+
+def _sums_of_cells(path: Path, checksum: int) -> npt.NDArray[np.uint32]:
+    """What the rows of each cell have to sum to, of a file all else of which is whole. Raises DamageError, OSError."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - END.size))
+        last = file.read()
+        begin, number = END.unpack(last) if len(last) == END.size else (size, 0)
+        sums_at = size - END.size - SUM_BYTES * number
+        if begin > sums_at:
+            raise DamageError(f"the end of {path} is damaged")
+        file.seek(sums_at)
+        end = file.read()
+        file.seek(0)
+        found, left = 0, begin
+        while left and (some := file.read(min(left, FETCHED_AT_ONCE))):
+            found, left = zlib.crc32(some, found), left - len(some)
+    if zlib.crc32(end, found) != checksum:
+        raise DamageError(f"{path} is damaged")
+    return np.frombuffer(end[: -END.size], "<u4")
 
 
 def read_through(path: Path) -> int:

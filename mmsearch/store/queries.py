@@ -2,6 +2,10 @@
 
 A database of its own, `queries.db`: whoever searches may write to it without the index's lock, and whoever cannot write
 there, or finds another at it, does without. What was asked is kept as a hash. It may be deleted at any time.
+
+Nothing in it is believed unseen. A vector counts that is finite, of length 1 and of the right number of numbers, and
+with which a checksum over it and its query agrees. A file in which something else is found, or other tables than these,
+or that SQLite finds damaged, is deleted, and its queries are encoded again.
 """
 
 import contextlib
@@ -23,19 +27,29 @@ from mmsearch.store.reader import marks, parts
 from mmsearch.store.records import FloatArray
 
 T = TypeVar("T")
-_Row: TypeAlias = tuple[str, bytes, FloatArray]  # space, hash of the text, vector (dim,)
+_Row: TypeAlias = tuple[str, bytes, bytes]  # space, hash of the text, vector (dim,) float32
 
 DATABASE = "queries.db"
 MOST = 2_000  # queries; 4 MB at 512 dimensions
 BUSY_S = 0.05  # encoding a text takes about as long
+DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)  # says no damage
 MOST_WAITING = 256  # texts that other threads bring while one writes
 
-TABLES = """CREATE TABLE IF NOT EXISTS queries (
+OFF = 1e-3  # a vector's length from 1, at most
+HIGHEST = 2**53  # id, that no cache gets to
+
+TABLE = """CREATE TABLE asked (
     id INTEGER PRIMARY KEY,
     space TEXT NOT NULL,
     text_hash BLOB NOT NULL,
     vector BLOB NOT NULL,
+    checksum BLOB NOT NULL,
     UNIQUE (space, text_hash))"""
+
+
+class _DamageError(Exception):
+    """The database is none of ours."""
 
 
 def space(fingerprint: str | None, heads: str | None) -> str | None:
@@ -64,21 +78,24 @@ class QueryCache:
         with self._using:
             self._disconnect()
 
-    def get(self, space: str, texts: Sequence[str]) -> dict[str, FloatArray]:
-        """text -> (dim,) float32, for those that are known."""
+    def get(self, space: str, texts: Sequence[str], dim: int) -> dict[str, FloatArray]:
+        """text -> (dim,) float32 of length 1, for those that are known."""
         hashes = {text: _hash(text) for text in texts}
         known = {text: row for text in texts if (row := self._recent.get((space, hashes[text]))) is not None}
         by_hash = {hashes[text]: text for text in texts if text not in known}
 
         def read(database: sqlite3.Connection) -> dict[str, FloatArray]:
-            return {
-                by_hash[text_hash]: np.frombuffer(vector, np.float32)
+            found = {
+                text_hash: _row(space, text_hash, vector, checksum, dim)
                 for part in parts(list(by_hash))
-                for text_hash, vector in database.execute(
-                    f"SELECT text_hash, vector FROM queries WHERE space = ? AND text_hash IN ({marks(part)})",
+                for text_hash, vector, checksum in database.execute(
+                    f"SELECT text_hash, vector, checksum FROM asked WHERE space = ? AND text_hash IN ({marks(part)})",
                     (space, *part),
                 )
             }
+            if not found.keys() <= by_hash.keys():  # a damaged index leads to other rows
+                raise _DamageError
+            return {by_hash[text_hash]: row for text_hash, row in found.items()}
 
         if by_hash:
             with self._using:
@@ -94,7 +111,7 @@ class QueryCache:
         while len(self._recent) > MOST:
             with contextlib.suppress(KeyError):  # another thread took it
                 self._recent.popitem(last=False)
-        self._unwritten.extend(new)
+        self._unwritten.extend((space, text_hash, vector.tobytes()) for space, text_hash, vector in new)
         while self._unwritten and self._writing.acquire(blocking=False):  # else who writes, writes this too
             try:
                 waiting = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
@@ -103,14 +120,14 @@ class QueryCache:
             finally:
                 self._writing.release()
 
-    def latest(self, space: str, count: int) -> list[FloatArray]:
-        """(dim,) float32 each, the newest first."""
+    def latest(self, space: str, count: int, dim: int) -> list[FloatArray]:
+        """(dim,) float32 of length 1 each, the newest first."""
 
         def read(database: sqlite3.Connection) -> list[FloatArray]:
             rows = database.execute(
-                "SELECT vector FROM queries WHERE space = ? ORDER BY id DESC LIMIT ?", (space, count)
+                "SELECT text_hash, vector, checksum FROM asked WHERE space = ? ORDER BY id DESC LIMIT ?", (space, count)
             )
-            return [np.frombuffer(row[0], np.float32) for row in rows]
+            return [_row(space, text_hash, vector, checksum, dim) for text_hash, vector, checksum in rows]
 
         with self._using:
             return self._with_database("rw", read) or []
@@ -120,19 +137,21 @@ class QueryCache:
         try:
             if self._connection is None:
                 self._connection = self._connect(mode)
+                _get_ready(self._connection)
             return act(self._connection)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, UnicodeDecodeError, _DamageError, MemoryError) as error:
             self._disconnect()
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            code = _code(error)
+            locked_in = code == sqlite3.SQLITE_READONLY and os.access(self._path, os.W_OK)  # by a byte of its header
+            # UnicodeDecodeError: SQLite quotes a damaged name in its message
+            if isinstance(error, _DamageError | UnicodeDecodeError) or code in DAMAGE or locked_in:
                 with contextlib.suppress(OSError):
                     self._path.unlink()
             return None
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         address = f"file:{urllib.parse.quote(os.fsencode(self._path.absolute()))}?mode={mode}"
-        connection = sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous = OFF")  # at worst it is damaged by a power cut, and made anew
-        return connection
+        return sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -151,15 +170,53 @@ class QueryCache:
         self._using.release()
 
 
+def _get_ready(database: sqlite3.Connection) -> None:
+    """Raises _DamageError for a database that cannot be read, or with other tables than ours."""
+    try:
+        database.execute("PRAGMA synchronous = OFF")  # at worst it is damaged by a power cut, and made anew
+        told = database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL").fetchmany(2)
+    except sqlite3.DatabaseError as error:
+        if _code(error) in PASSING:
+            raise
+        raise _DamageError from error
+    if told and told != [(TABLE,)]:
+        raise _DamageError
+
+
+def _code(error: Exception) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
 def _write(waiting: Sequence[_Row], database: sqlite3.Connection) -> None:
     database.execute("BEGIN IMMEDIATE")
-    database.execute(TABLES)
+    database.execute(TABLE.replace("TABLE", "TABLE IF NOT EXISTS", 1))
     database.executemany(
-        "INSERT OR IGNORE INTO queries (space, text_hash, vector) VALUES (?, ?, ?)",
-        [(space, text_hash, vector.tobytes()) for space, text_hash, vector in waiting],
+        "INSERT OR REPLACE INTO asked (space, text_hash, vector, checksum) VALUES (?, ?, ?, ?)",
+        [(*row, _checksum(*row)) for row in waiting],
     )
-    database.execute("DELETE FROM queries WHERE id <= (SELECT max(id) FROM queries) - ?", (MOST,))
+    (highest,) = database.execute("SELECT max(id) FROM asked").fetchone()
+    found = "SELECT vector FROM asked WHERE space = ? AND text_hash = ?"
+    if highest > HIGHEST or any(
+        database.execute(found, (space, text_hash)).fetchone() != (vector,) for space, text_hash, vector in waiting
+    ):
+        raise _DamageError
+    database.execute("DELETE FROM asked WHERE id <= ?", (highest - MOST,))
     database.execute("COMMIT")
+
+
+def _row(space: str, text_hash: object, vector: object, checksum: object, dim: int) -> FloatArray:
+    """The vector (dim,) as it was kept. Raises _DamageError for anything else."""
+    if isinstance(text_hash, bytes) and isinstance(vector, bytes) and len(vector) == 4 * dim:
+        row = np.frombuffer(vector, np.float32)
+        with np.errstate(all="ignore"):
+            length = float(np.linalg.norm(row))  # not a number, or infinite, where one of them is
+        if abs(length - 1) < OFF and checksum == _checksum(space, text_hash, vector):
+            return row
+    raise _DamageError
+
+
+def _checksum(space: str, text_hash: bytes, vector: bytes) -> bytes:
+    return hashlib.sha256(b"%s\0%s%s" % (space.encode(), text_hash, vector)).digest()[:8]
 
 
 def _hash(text: str) -> bytes:

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mmsearch.store.halves import floats
+from mmsearch.store.halves import floats, stacked
+from mmsearch.store.moments import Moments
 from mmsearch.store.paths import below, from_columns, to_columns
 from mmsearch.store.records import (
     Block,
@@ -38,6 +39,7 @@ RawBlock: TypeAlias = tuple[Sequence[int], Sequence[Kind], Sequence[bytes], Sequ
 T = TypeVar("T", int, str, bytes)
 
 RARE = 2_000  # vectors of a kind; to look at all of them takes some 5 ms
+TIE_LETTERS = 200  # of a text, by which equals are ordered
 BOUND = 500  # values bound in one statement; SQLite's floor is 999
 # fmt: off
 ITEM_COLUMNS = (
@@ -301,7 +303,7 @@ class Reader:
             if rows:
                 ids, items, vectors = zip(*rows, strict=True)
                 self.remember(ids, items)
-                yield np.array(ids, np.int64), np.frombuffer(b"".join(vectors), np.float16).reshape(len(ids), -1)
+                yield np.array(ids, np.int64), stacked(vectors)
 
     def remember(self, vector_ids: Iterable[int], items: Iterable[int]) -> None:
         """Whose vectors are, for `owners` of the same search."""
@@ -403,20 +405,37 @@ class Reader:
         )
 
     def keyword_ranking(self, match: str, condition: Condition | None, limit: int) -> list[int]:
-        """Items whose words match an FTS5 expression and that pass a condition, best first (BM25, ties by id)."""
+        """Items whose words match an FTS5 expression and that pass a condition, best first (BM25, `tie_keys`)."""
         passes, values = ("1", ()) if condition is None else (condition.check, condition.values)
         rows = self.connection.execute(
             f"""SELECT i.id FROM keywords k JOIN items i ON i.id = k.rowid LEFT JOIN files f ON f.id = i.file_id
-                WHERE keywords MATCH ? AND {passes} ORDER BY bm25(keywords), i.id LIMIT ?""",
+                WHERE keywords MATCH ? AND {passes} ORDER BY bm25(keywords), f.path IS NULL, f.path, f.path_bytes,
+                i.line, i.name IS NULL, i.name, substr(i.text, 1, {TIE_LETTERS}), i.id LIMIT ?""",
             (match, *values, limit),
         )
         return [row[0] for row in rows]
 
+    def tie_keys(self, items: Sequence[int]) -> dict[int, tuple[Any, ...]]:
+        """item -> what it is ordered by among equals: its path, line, own id and text, and last when it came.
+
+        Of a caption the path and id are its picture's. Items from memory come after those from files.
+        """
+        return {
+            item: (path is None, path or "", raw or b"", line or 0, name is None, name or "", text or "", hit, item)
+            for part in parts(items)
+            for item, path, raw, line, name, text, hit in self.connection.execute(
+                f"""SELECT c.id, f.path, f.path_bytes, c.line, i.name, substr(c.text, 1, {TIE_LETTERS}), i.id
+                    FROM items c JOIN items i ON i.id = ifnull(c.caption_of, c.id) LEFT JOIN files f ON f.id = i.file_id
+                    WHERE c.id IN ({marks(part)})""",
+                part,
+            )
+        }
+
     def segments(self, kind: Kind) -> list[Segment]:
         """The FAISS files of a kind, in the order of ids."""
         rows = self.connection.execute(
-            f"""SELECT file, after_id, through_id, count, size_bytes, {"cells" if self.version > 1 else "NULL"}
-                FROM segments WHERE kind = ? ORDER BY through_id""",
+            f"""SELECT file, after_id, through_id, count, size_bytes, {"cells" if self.version > 1 else "NULL"},
+                {"checksum" if self.version > 3 else "NULL"} FROM segments WHERE kind = ? ORDER BY through_id""",
             (kind,),
         )
         return [Segment(*row) for row in rows]
@@ -445,8 +464,7 @@ class Reader:
         )
         while rows := cursor.fetchmany(at_once):
             ids, items, vectors = zip(*rows, strict=True)
-            halves = np.frombuffer(b"".join(vectors), np.float16).reshape(len(ids), -1)
-            yield np.array(ids, np.int64), np.array(items, np.int64), halves
+            yield np.array(ids, np.int64), np.array(items, np.int64), stacked(vectors)
 
     def sample_of_vectors(self, kind: Kind, count: int) -> Block:
         """(ids (n,), vectors (n, dim) float32), n <= count: at even distances of their ids, always the same ones."""
@@ -466,6 +484,33 @@ class Reader:
                 (*part, kind),
             )
         )
+
+    def moments(self, kind: Kind) -> Moments | None:
+        """Of the vectors of a kind up to some id; None where none are kept, or what is kept makes no sense."""
+        if self.version < 4:
+            return None
+        row = self.connection.execute(
+            "SELECT through_id, count, sums, products FROM moments WHERE kind = ?", (kind,)
+        ).fetchone()
+        if row is None:
+            return None
+        through, count, sums, products = row
+        return Moments.from_bytes(through, count, sums, products, self.dim())
+
+    def moments_through(self, kind: Kind) -> int:
+        """Up to which vector id moments of a kind are kept, 0 where none are."""
+        row = self.connection.execute("SELECT through_id FROM moments WHERE kind = ?", (kind,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def lost_vectors(self, kind: Kind) -> Iterator[FloatArray]:
+        """Blocks (n, dim) of vectors that the moments of a kind hold, and that were deleted since."""
+        cursor = self.connection.execute("SELECT id, vector FROM lost_vectors WHERE kind = ?", (kind,))
+        while rows := cursor.fetchmany(8192):
+            yield _block(rows)[1]
+
+    def count_lost_vectors(self, kind: Kind) -> int:
+        """How many of them there are."""
+        return int(self.connection.execute("SELECT count(*) FROM lost_vectors WHERE kind = ?", (kind,)).fetchone()[0])
 
     def placeable(self) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_]]:
         """(vectors (n,), their items (n,), whether each is a text (n,)), by vector; of all that a hit can be."""
@@ -509,8 +554,7 @@ def _block(rows: Iterable[tuple[int, bytes]]) -> Block:
     for number, vector in rows:
         ids.append(number)
         vectors.append(vector)
-    flat = np.frombuffer(b"".join(vectors), np.float16)
-    return np.array(ids, np.int64), floats(flat.reshape(len(ids), -1 if ids else 0))
+    return np.array(ids, np.int64), floats(stacked(vectors))
 
 
 def at(path: str, alias: str = "files") -> tuple[str, tuple[str, bytes]]:

@@ -92,6 +92,7 @@ class Segment:
     count: int
     size_bytes: int
     cells: str | None = None  # how its cells are searched, as JSON; None where every row is read
+    checksum: int | None = None  # of what is checked before FAISS reads the file; None of an older version's
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Cells give a short list, and the list is scored by the store's own vectors. From SQLite's pages, a hundred of these take
 half of the time of a whole ranking; here each is one read at a known place. Row n holds what vector n of the store is:
-the number of its item (int64; 0 where there is no such vector) and its numbers (dim times float16).
+the number of its item (int64; 0 where there is no such vector), a sum by which damage shows, and its numbers (dim times
+float16). A row that does not sum up is not there: its vector is read from the store.
 
 A vector is never changed, only replaced under a new id: the file is only ever appended to, and which rows of it may be
 believed is written in the settings of the store once they are on disk. What was deleted since stays in it, and is not
@@ -32,6 +33,8 @@ READS_AT_A_PLACE = hasattr(os, "pread")  # not on Windows, where short lists are
 SETTING = "rows"
 SUFFIX = ".rows"
 BLOCK_BYTES = 2**25  # read at once
+WORD = 8  # bytes
+FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word is lost in its product
 WIDEST = 2**16  # numbers of a vector
 WIDE_GAP = 4  # ids; narrower ones are filled with zeros
 FIRST_ROWS = 8  # of a list, that tell whether the file is in memory
@@ -47,6 +50,7 @@ class Told:
     through: int
     count: int  # of vectors in it, those that were deleted since among them
     heads: str | None
+    row_bytes: int  # an older version's file has none of these, and other rows
 
     @classmethod
     def by(cls, reader: Reader) -> "Told | None":
@@ -56,8 +60,9 @@ class Told:
         except (ValueError, TypeError):
             return None
         named = isinstance(told.file, str) and told.file == Path(told.file).name
-        counted = all(type(number) is int for number in (told.dim, told.through, told.count))
+        counted = all(type(number) is int for number in (told.dim, told.through, told.count, told.row_bytes))
         sound = named and counted and 0 < told.dim <= WIDEST and told.through >= 0
+        sound = sound and told.row_bytes == _layout(told.dim).itemsize
         return told if sound and told.heads == reader.setting("heads") else None
 
     def keep(self, writer: Writer) -> None:
@@ -67,7 +72,29 @@ class Told:
     @property
     def layout(self) -> np.dtype[Any]:
         """Of a row."""
-        return np.dtype([("item", "<i8"), ("vector", "<f2", (self.dim,))])
+        return _layout(self.dim)
+
+
+def _layout(dim: int) -> np.dtype[Any]:
+    """A whole number of words of 8 bytes."""
+    formats, width = ["<i8", "<u8", ("<f2", (dim,))], 2 * WORD + -(-2 * dim // WORD) * WORD
+    names = ["item", "sum", "vector"]
+    return np.dtype({"names": names, "formats": formats, "offsets": [0, WORD, 2 * WORD], "itemsize": width})
+
+
+def _sums(rows: npt.NDArray[Any], ids: IntArray) -> npt.NDArray[np.uint64]:
+    """(n,) what rows with these ids have to say as their sum: of their words and the id, each times an odd number."""
+    words = rows.view("<u8").reshape(len(rows), rows.itemsize // WORD)  # (n, words)
+    odd = (2 * np.arange(words.shape[1] + 1, dtype=np.uint64) + np.uint64(1)) * FACTOR
+    sums: npt.NDArray[np.uint64] = np.einsum("ij,j->i", words[:, 2:], odd[2:-1])
+    sums += words[:, 0] * odd[0] + ids.astype(np.uint64) * odd[-1]
+    return sums
+
+
+def _whole(rows: npt.NDArray[Any], ids: IntArray) -> npt.NDArray[np.bool_]:
+    """(n,) bool: which rows are those of vectors with these ids, and undamaged."""
+    whole: npt.NDArray[np.bool_] = (rows["item"] > 0) & (rows["sum"] == _sums(rows, ids))
+    return whole
 
 
 class Rows:
@@ -75,8 +102,8 @@ class Rows:
 
     def __init__(self, path: Path, told: Told) -> None:
         """Raises OSError where it is missing or too short."""
-        self._layout, self._through = told.layout, told.through
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._layout, self._through, self._count = told.layout, told.through, told.count
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
         weakref.finalize(self, os.close, self._descriptor)
         if os.fstat(self._descriptor).st_size < self._through * self._layout.itemsize:
             raise OSError(f"{path} is cut short")
@@ -94,8 +121,20 @@ class Rows:
         if len(read) < self._layout.itemsize * len(ids):
             ids, read = ids[:0], b""
         rows = np.frombuffer(read, self._layout)
-        there = rows["item"] > 0
+        there = _whole(rows, ids)
         return ids[there], rows["item"][there], rows["vector"][there]
+
+    def is_whole(self) -> bool:
+        """Whether every row that was written is there and undamaged; reads the whole file."""
+        size, found = self._layout.itemsize, 0
+        at_once = max(1, BLOCK_BYTES // size)
+        for start in range(0, self._through, at_once):
+            count = min(at_once, self._through - start)
+            rows = np.frombuffer(os.pread(self._descriptor, count * size, start * size), self._layout)
+            if len(rows) < count:
+                return False
+            found += int(np.count_nonzero(_whole(rows, np.arange(start + 1, start + 1 + count))))
+        return found == self._count
 
     def _bytes_of(self, ids: IntArray) -> bytes:
         """The rows one after the other, or fewer bytes where the file ends. Raises OSError.
@@ -132,6 +171,7 @@ def write_rows(writer: Writer, folder: Path, through: int, *, anew: bool) -> Tol
         through,
         (0 if told is None else told.count) + writer.count_through(through, after),
         writer.setting("heads"),
+        _layout(writer.dim()).itemsize,
     )
     file, size = reached.file, reached.layout.itemsize
     with disk_failures(folder):
@@ -168,4 +208,6 @@ def _blocks(writer: Writer, told: Told, after: int, through: int) -> Iterator[tu
             rows = np.zeros(last - first + 1, told.layout)
             rows["item"][ids[part] - first] = items[part]
             rows["vector"][ids[part] - first] = vectors[part]
+            there = rows["item"] > 0
+            rows["sum"][there] = _sums(rows, np.arange(first, last + 1))[there]
             yield first, rows

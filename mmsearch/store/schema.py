@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-VERSION = 3
+VERSION = 4
 
 
 def migrate(connection: sqlite3.Connection) -> None:
@@ -43,7 +43,18 @@ def make_room_for_training(db: "Database") -> None:
         db.execute(statement)
 
 
-STEPS: tuple[Callable[..., None], ...] = (create_tables, speed_up_large_indexes, make_room_for_training)
+def keep_moments_and_checksums(db: "Database") -> None:
+    """Version 4. The moments are filled in by the first transaction, as those of any vectors that they lack."""
+    for statement in MEASURED:
+        db.execute(statement)
+
+
+STEPS: tuple[Callable[..., None], ...] = (
+    create_tables,
+    speed_up_large_indexes,
+    make_room_for_training,
+    keep_moments_and_checksums,
+)
 
 TABLES = (
     """CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID""",
@@ -179,4 +190,26 @@ TRAINED = (
         vector BLOB NOT NULL,
         feature BLOB,
         PRIMARY KEY (kind, content_hash)) WITHOUT ROWID""",
+)
+
+MEASURED = (
+    # By what a segment's file is checked before FAISS reads it; NULL: it was written before there were checksums.
+    """ALTER TABLE segments ADD COLUMN checksum INTEGER""",
+    # Of all vectors of a kind up to an id, by the heads in use: their sum (dim,) and the sum of their products with
+    # themselves (dim, dim), float64 on a grid (moments.py); none where there are few vectors.
+    """CREATE TABLE moments (
+        kind TEXT PRIMARY KEY,
+        through_id INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        sums BLOB NOT NULL,
+        products BLOB NOT NULL)""",
+    # Vectors that the moments hold, and that were deleted since.
+    """CREATE TABLE lost_vectors (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, vector BLOB NOT NULL)""",
+    """CREATE INDEX lost_vectors_kind ON lost_vectors (kind)""",
+    # Before: the vector by the heads in use goes by a trigger of its own after the deletion
+    """CREATE TRIGGER vectors_lost BEFORE DELETE ON vectors
+       WHEN old.id <= (SELECT through_id FROM moments WHERE kind = old.kind) BEGIN
+        INSERT INTO lost_vectors
+            VALUES (old.id, old.kind, ifnull((SELECT vector FROM projected WHERE id = old.id), old.vector));
+    END""",
 )

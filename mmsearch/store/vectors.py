@@ -1,9 +1,10 @@
 """Vectors of an index, ranked by FAISS.
 
 The SQLite store is the truth; everything here is derived from it and may be deleted. Vectors lie in segments: FAISS
-files opened by mapping them into memory, so that opening costs milliseconds at any size. Up to CELLS_FROM vectors every
+files that are opened in milliseconds at any size. Up to CELLS_FROM vectors every
 row is read, in half precision, and the answer is exact; beyond, one segment of cells (cells.py) holds all but the
-newest, gives a short list, and the store's own vectors decide.
+newest, gives a short list, and the store's own vectors decide. A segment of rows is read as a whole and checked (its
+CRC-32 is in the store) before FAISS sees it; cells, which may be larger than the memory, are mapped into it.
 
 Vectors newer than the last segment are searched exactly beside it and dead ones are left out, so that an answer never
 depends on when the segments were last built. A segment that is missing or damaged is passed over in the same way: its
@@ -15,8 +16,9 @@ import os
 import sys
 import threading
 import uuid
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,14 +28,16 @@ import numpy.typing as npt
 
 from mmsearch.nearest import Neighbours
 from mmsearch.store import queries
-from mmsearch.store.cells import NEIGHBOURS, Cells, Settings, choose, training_rows, with_growth
+from mmsearch.store.cells import NEIGHBOURS, Cells, DamageError, Settings, choose, training_rows, with_growth
 from mmsearch.store.failures import disk_failures
 from mmsearch.store.halves import floats
 from mmsearch.store.metadata import Store
+from mmsearch.store.moments import Moments, Scores
 from mmsearch.store.queries import QueryCache
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, Block, Condition, FloatArray, IntArray, Kind, Segment
 from mmsearch.store.rows import READS_AT_A_PLACE, SUFFIX, Rows, Told, write_rows
+from mmsearch.store.ties import best_first
 from mmsearch.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -48,10 +52,12 @@ PENDING_RATIO = 1.0  # build anew once as many wait beside the segments as are i
 PENDING_MIN = 2_000  # vectors; never for fewer while a run goes on, whose end builds whatever waits
 DEAD_RATIO = 0.2  # of a full segment, from which on it is built again without them
 TIES = 16  # candidates beyond k that are scored anew, since a tie at the end may be among them
+MOST_TIED = 2_000  # vectors that tie with the last hit, from which on it is left to chance which are hits
+LOOKS = 16  # vectors, by which a file is compared with the store
 DAMAGE = 1e-3  # between a segment's score and the store's; half-precision rows differ by less than 1e-6
 CODE_DAMAGE = 0.25  # of a row's length, by which few codes of sound cells are off
 SCORED_AT_ONCE = 500  # vectors; so many stay in a processor's cache
-SAMPLE = 512  # vectors; places the mean to within a twentieth of the deviation
+SAMPLE = 512  # vectors; tells what share passes a filter
 QUERIES = 200  # of each kind, with which cells are measured
 FEW = 1_000  # allowed vectors that are read from the store rather than looked for
 # To find all items that pass a filter costs about 1.5 us for each; to ask of a candidate whether it does, 3
@@ -83,6 +89,16 @@ class _Opened:
         return sum(segment.count for segment in self.segments) + sum(len(ids) for ids, _ in self.beside)
 
 
+@dataclass(frozen=True)
+class _Usual:
+    """From what the usual scores of a kind are told: moments, and vectors to be scored beside them or taken off."""
+
+    opened: _Opened
+    moments: Moments | None
+    beside: tuple[FloatArray, ...]
+    lost: tuple[FloatArray, ...]
+
+
 class VectorIndex:
     """Ranks the vectors of a store; safe to use from several threads."""
 
@@ -90,37 +106,77 @@ class VectorIndex:
         self._folder = store.folder / FOLDER
         self._held: dict[Kind, _Opened] = {}
         self._samples: dict[Kind, tuple[int, Block]] = {}  # with the revision that they are of
+        self._usual: dict[Kind, _Usual] = {}
         self._filters: OrderedDict[tuple[Kind, Condition, int], IntArray] = OrderedDict()
         self._lock = threading.Lock()
 
     def search(
         self, reader: Reader, kind: Kind, query: FloatArray, k: int, condition: Condition | None = None
     ) -> tuple[IntArray, FloatArray]:
-        """The k nearest vectors of a kind: (ids (n,) int64, cosines (n,) float32), best first, ties by id; n <= k.
+        """The k nearest vectors of a kind: (ids (n,) int64, cosines (n,) float32), best first; n <= k.
 
-        query: (dim,) float32 of length 1. condition: what their hits have to be; fewer than k are found only where
-        fewer pass. The cosines are the store's own; among so many vectors that cells hold them, a near one may be
-        missed (RECALL in cells.py).
+        Ties are in the order of `Reader.tie_keys`, whatever ids the vectors have. query: (dim,) float32 of length 1.
+        condition: what their hits have to be; fewer than k are found only where fewer pass. The cosines are the store's
+        own; among so many vectors that cells hold them, a near one may be missed (RECALL in cells.py).
         """
         if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        opened = self._refresh(reader, kind)
-        found = self._ranked(reader, opened, kind, query, k, condition)
-        if found is None:
-            opened = self._hold(kind, _opened(reader, kind, opened.segments, without_files=True))
-            found = self._ranked(reader, opened, kind, query, k, condition)
-        assert found is not None
-        ids, scores = found
-        best = np.lexsort((ids, -scores))[:k]
+        deep, opened = k, self._refresh(reader, kind)
+        while True:
+            try:
+                found = self._ranked(reader, opened, kind, query, deep, condition)
+            except DamageError:
+                found = None
+            if found is None:
+                opened = self._hold(kind, _opened(reader, kind, opened.segments, without_files=True))
+                continue
+            ids, scores = found
+            if len(ids) <= deep or deep - k > MOST_TIED or scores.min() < -np.partition(-scores, k - 1)[k - 1]:
+                break
+            deep *= 4  # all further candidates tie with the last hit, and there may be more of them
+
+        def keys(tied: Sequence[int]) -> dict[int, tuple[Any, ...]]:
+            owners = reader.owners(kind, tied)
+            known = reader.tie_keys([item for item, _ in owners.values()])
+            return {vector: known[owners[vector][0]] for vector in tied}
+
+        best = best_first(ids, scores, keys)[:k]
         return ids[best], scores[best]
 
     def usual_scores(self, reader: Reader, kind: Kind, query: FloatArray) -> tuple[float, float]:
-        """Mean and standard deviation of a query's cosines with the vectors of a kind, from a sample of them."""
-        _, sample = self._sample(reader, kind)
-        if not len(sample):
-            return 0.0, 1.0
-        scores = cosines(sample, query)
-        return float(scores.mean()), float(scores.std())
+        """Mean and standard deviation of a query's cosines with all vectors of a kind.
+
+        They are exact, and the same in whatever order the vectors came. Only of an index that was made before moments
+        were kept, and not written to since, a sample tells them.
+        """
+        usual = self._usual_of(reader, kind)
+        if usual is None:
+            _, sample = self._sample(reader, kind)
+            return Scores.of(cosines(sample, query)).mean_and_deviation
+        scores = Scores(0, 0.0, 0.0) if usual.moments is None else usual.moments.of_scores(query)
+        for vectors in usual.beside:
+            scores += Scores.of(cosines(vectors, query))
+        for vectors in usual.lost:
+            scores -= Scores.of(cosines(vectors, query))
+        return scores.mean_and_deviation
+
+    def _usual_of(self, reader: Reader, kind: Kind) -> "_Usual | None":
+        """None where vectors have no moments that lie in files alone."""
+        opened = self._refresh(reader, kind)
+        held = self._usual.get(kind)
+        if held is not None and held.opened is opened and opened.revision == reader.revision():
+            return held
+        moments = reader.moments(kind)
+        through = 0 if moments is None else moments.through_id
+        if (opened.files or opened.cells) and any(segment.through_id > through for segment in opened.segments):
+            return None
+        lost = () if moments is None else tuple(reader.lost_vectors(kind))
+        if opened.revision > reader.revision():  # another thread has read on
+            beside = tuple(vectors for _, vectors in reader.vectors_after(kind, through))
+            return _Usual(opened, moments, beside, lost)
+        beside = tuple(vectors[_alive(opened, ids, through)] for ids, vectors in opened.beside)
+        usual = self._usual[kind] = _Usual(opened, moments, beside, lost)
+        return usual
 
     def _sample(self, reader: Reader, kind: Kind) -> Block:
         revision = reader.revision()
@@ -265,7 +321,7 @@ class VectorIndex:
         after = max((segment.through_id for segment in (*keep, *built)), default=0)
         changed = built or last > reaches or np.any(dead > after) or len(keep) + 1 < len(segments)
         in_cells = [segment.through_id for segment in (*keep, *built) if segment.cells] if READS_AT_A_PLACE else []
-        flat = not in_cells or _open_flat(writer, kind, looks=200) is not None
+        flat = not in_cells or ((rows := _open_flat(writer, kind)) is not None and rows.is_whole())
         if changed or not all(sound) or not flat:
             told = write_rows(writer, self._folder, max(in_cells), anew=not flat) if in_cells else None
             built += self._build_after(writer, kind, after)
@@ -273,6 +329,8 @@ class VectorIndex:
                 if told is not None:
                     told.keep(writer)
                 writer.put_segments(kind, keep, built, last)
+                if last > writer.moments_through(kind):
+                    writer.put_moments(kind)
         if not writer.connection.in_transaction:  # until that ends, others read the old files
             self.sweep(writer)
 
@@ -292,7 +350,7 @@ class VectorIndex:
         """
         settings = Settings.from_json(first.cells) if first is not None and first.cells else None
         if first is not None and settings is not None and count < TRAIN_AGAIN * settings.trained_on:
-            cells = Cells.open(self._folder / first.file, mapped=False)
+            cells = Cells.open(self._folder / first.file, first.checksum, mapped=False)
             dead = writer.dead_vectors(kind)
             cells.remove(dead[dead <= first.through_id])
             for ids, rows in writer.vectors_after(kind, first.through_id):
@@ -312,7 +370,8 @@ class VectorIndex:
             )
         if settings is None:
             return None
-        return self._write(kind, 0, last, len(cells), cells.save(), settings.to_json())
+        saved, checksum = cells.save()
+        return self._write(kind, 0, last, len(cells), saved, checksum, settings.to_json())
 
     def _build_after(self, writer: Writer, kind: Kind, after: int) -> list[Segment]:
         built: list[Segment] = []
@@ -336,23 +395,31 @@ class VectorIndex:
         )
         for block_ids, block in zip(ids, vectors, strict=True):
             index.add_with_ids(block, block_ids)
-        return self._write(kind, after, int(ids[-1][-1]), index.ntotal, faiss.serialize_index(index))
+        data: npt.NDArray[np.uint8] = faiss.serialize_index(index)
+        return self._write(kind, after, int(ids[-1][-1]), index.ntotal, [data.data], zlib.crc32(data.data))
 
     def _write(
-        self, kind: Kind, after: int, through: int, count: int, data: npt.NDArray[np.uint8], cells: str | None = None
+        self,
+        kind: Kind,
+        after: int,
+        through: int,
+        count: int,
+        parts: Sequence[memoryview],
+        checksum: int,
+        cells: str | None = None,
     ) -> Segment:
         path = self._folder / f"{kind}-{uuid.uuid4().hex[:12]}.faiss"
         with disk_failures(self._folder):
             self._folder.mkdir(exist_ok=True)
             try:
                 with path.open("wb") as file:
-                    file.write(data.data)
+                    file.writelines(parts)
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:
                 path.unlink(missing_ok=True)  # on a full disk it would only be in the way
                 raise
-        return Segment(path.name, after, through, count, path.stat().st_size, cells)
+        return Segment(path.name, after, through, count, path.stat().st_size, cells, checksum)
 
     def sweep(self, reader: Reader) -> None:
         """Delete files that no segment refers to; one that is still mapped on Windows goes the next time."""
@@ -398,7 +465,7 @@ def _some_queries(reader: Reader, text_queries: TextQueries | None) -> dict[str,
         if kind == "text":
             space = queries.space(reader.setting("fingerprint"), reader.setting("heads"))
             with contextlib.closing(QueryCache(reader.folder)) as cache:
-                asked_before = cache.latest(space, QUERIES) if space is not None else []
+                asked_before = cache.latest(space, QUERIES, reader.dim()) if space is not None else []
             words = [*asked_before, *(() if text_queries is None else text_queries())]
             ids = np.concatenate((ids, np.full(len(words), -1, np.int64)))
             rows = np.stack((*rows, *words)) if len(ids) else rows
@@ -417,6 +484,12 @@ def _is_due(cells: Segment, last: int, count: int, dead: IntArray) -> bool:
     """Whether cells should take in what waits beside them, or let go of what died in them."""
     lost = np.count_nonzero(dead <= cells.through_id)
     return bool(count - (cells.count - lost) > TAIL or lost > DEAD_RATIO * cells.count)
+
+
+def _alive(opened: _Opened, ids: IntArray, after: int) -> npt.NDArray[np.bool_]:
+    """(n,) bool: which of the ids (n,) are beyond one and not deleted."""
+    alive: npt.NDArray[np.bool_] = ids > after
+    return alive & ~np.isin(ids, opened.dead) if len(opened.dead) else alive
 
 
 def _places(among: IntArray, ids: IntArray) -> IntArray:
@@ -514,12 +587,12 @@ def _opened(reader: Reader, kind: Kind, segments: tuple[Segment, ...], *, withou
     )
 
 
-def _open_flat(reader: Reader, kind: Kind, *, looks: int = 16) -> Rows | None:
+def _open_flat(reader: Reader, kind: Kind) -> Rows | None:
     """The file of rows, or None where it is missing or does not hold what the store does, in so many places."""
     told = Told.by(reader)
     if told is None:
         return None
-    ids, vectors = reader.sample_of_vectors(kind, looks)
+    ids, vectors = reader.sample_of_vectors(kind, LOOKS)
     ids, vectors = ids[ids <= told.through], vectors[ids <= told.through]
     try:
         rows = Rows(reader.folder / FOLDER / told.file, told)
@@ -530,38 +603,58 @@ def _open_flat(reader: Reader, kind: Kind, *, looks: int = 16) -> Rows | None:
 
 
 def _is_sound(reader: Reader, kind: Kind, path: Path, segment: Segment) -> bool:
-    if segment.cells is not None:
-        return _open_cells(reader, kind, path, segment, looks=10_000)[0] is not None
-    return _open_rows(path, segment) is not None
+    """Whether the whole file is what was written; one of before there were checksums is not known to be."""
+    if segment.checksum is None:
+        return False
+    if segment.cells is None:
+        return _open_rows(path, segment) is not None
+    cells, _ = _open_cells(reader, kind, path, segment)
+    if cells is None:
+        return False
+    try:
+        cells.check()
+    except DamageError:
+        return False
+    return True
 
 
 def _open_rows(path: Path, segment: Segment) -> "faiss.Index | None":
-    """The file mapped into memory, or None where it is missing or not what was written."""
+    """The file read into memory, or None where it is missing or not what was written.
+
+    Every query reads all of it. What is read once and kept cannot be cut short under FAISS, as a mapped file can.
+    """
     import faiss
 
+    file: Any
     try:
         if path.stat().st_size != segment.size_bytes:
             return None
-        file = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        if segment.checksum is None:
+            file = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        else:
+            data = np.fromfile(path, np.uint8)
+            if zlib.crc32(data.data) != segment.checksum:
+                return None
+            held: Any = faiss.ZeroCopyIOReader(faiss.swig_ptr(data), len(data))  # type: ignore[attr-defined]
+            file = faiss.read_index(held)
+            file.referenced_objects = (data, held)  # FAISS points into them
     except (OSError, RuntimeError, MemoryError):  # what FAISS raises for a header that makes no sense
         return None
-    return file if file.ntotal == segment.count else None
+    rows: faiss.Index | None = file if file.ntotal == segment.count else None
+    return rows
 
 
-def _open_cells(
-    reader: Reader, kind: Kind, path: Path, segment: Segment, *, looks: int = 16
-) -> tuple[Cells, Settings] | tuple[None, None]:
+def _open_cells(reader: Reader, kind: Kind, path: Path, segment: Segment) -> tuple[Cells, Settings] | tuple[None, None]:
     """The file mapped into memory, or None where it is missing or not what was written.
 
-    Scores from codes are near enough at best, so that damage would not show in them: the first row of so many cells is
-    compared with the store's vector at once.
+    The first row of some cells is compared with the store's vector: a file may be whole, and another store's.
     """
     try:
         if path.stat().st_size != segment.size_bytes:
             return None, None
-        cells, settings = Cells.open(path), Settings.from_json(segment.cells or "")
-        ids, told = cells.some_rows(looks)
-    except (OSError, RuntimeError, MemoryError, ValueError, TypeError):
+        cells, settings = Cells.open(path, segment.checksum), Settings.from_json(segment.cells or "")
+        ids, told = cells.some_rows(LOOKS)
+    except (DamageError, OSError, RuntimeError, MemoryError, ValueError, TypeError):
         return None, None
     there, stored = reader.vectors_of(ids.tolist())
     gone = np.setdiff1d(ids, there)

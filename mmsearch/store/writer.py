@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsearch.errors import ModelError
+from mmsearch.store.halves import stacked
+from mmsearch.store.moments import Moments, worth
 from mmsearch.store.paths import below, to_columns
 from mmsearch.store.reader import Reader, at, marks, parts
 from mmsearch.store.records import KINDS, FileRow, FloatArray, Kind, NewFile, NewItem, Projection, Segment
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 PROJECTED_AT_ONCE = 4096  # vectors; 33 MB where a feature has 2,008 numbers
 PROJECTING_THREADS = 2
 
+_MIXED = (
+    "Trained heads read the features of items, and some {}s come with features and others without. Put all of them in "
+    "with features, or turn the heads off: mmsearch heads off"
+)
 _CONTENT_COLUMNS = ("width", "height", "format", "taken_at", "camera", "latitude_deg", "longitude_deg", "content_hash")
 _ITEM_COLUMNS = ("kind", "name", "caption_of", "text", "line", *_CONTENT_COLUMNS)
 
@@ -45,6 +52,7 @@ class Writer(Reader):
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._keep_moments()
             self.connection.execute("UPDATE settings SET value = value + 1 WHERE key = 'revision'")
             self.connection.execute("COMMIT")
         except BaseException:
@@ -204,8 +212,22 @@ class Writer(Reader):
         )
         if self.setting("heads") is not None:
             assert self.project is not None, "items are written under heads that nobody gave"
+            first = "SELECT feature IS NULL FROM vectors WHERE kind = ? ORDER BY id LIMIT 1"
+            if self.connection.execute(first, (item.kind,)).fetchone()[0] != (feature is None):
+                raise ModelError(_MIXED.format(item.kind))
             [projected] = _projected(self.project, [item.kind], [vector], [feature])
             self.connection.execute("INSERT INTO projected VALUES (?, ?)", (cursor.lastrowid, projected))
+
+    def _check_features(self, kind: Kind) -> None:
+        """Raises ModelError where some items of a kind have features for heads to read, and others none."""
+        some, none = (
+            self.connection.execute(
+                f"SELECT EXISTS (SELECT 1 FROM vectors WHERE kind = ? AND feature IS {said} NULL)", (kind,)
+            ).fetchone()[0]
+            for said in ("NOT", "")
+        )
+        if some and none:
+            raise ModelError(_MIXED.format(kind))
 
     # Heads, and what they are trained with
 
@@ -224,8 +246,8 @@ class Writer(Reader):
 
         One transaction: whoever reads sees all the old vectors or all the new ones. The model's own are never touched.
         """
-        self.connection.execute("DELETE FROM segments")
-        self.connection.execute("DELETE FROM projected")
+        for table in ("segments", "moments", "lost_vectors", "projected"):
+            self.connection.execute(f"DELETE FROM {table}")
         self.connection.execute("DELETE FROM settings WHERE key = 'heads'")
         if hash_ is None or project is None:
             self.project = None
@@ -234,6 +256,8 @@ class Writer(Reader):
 
         from threadpoolctl import threadpool_limits
 
+        for kind in KINDS:
+            self._check_features(kind)
         self.set("heads", hash_)
         self.project = project
         # Others project blocks while this thread writes those before and reads on. Each has a core of its own: threads
@@ -290,13 +314,42 @@ class Writer(Reader):
             "INSERT INTO keywords (rowid, words, place) VALUES (?, ?, ?)", (number, words, place_words(row[2] or ""))
         )
 
+    def _keep_moments(self) -> None:
+        """Take vectors into the moments of their kind, and lost ones off, where many wait."""
+        least = worth(self.dim())
+        for kind in KINDS if least and self.version > 3 else ():
+            through = self.moments_through(kind)
+            waiting = self.last_vector(kind) - through >= least and self._count_after(kind, through) >= least
+            if waiting or self.count_lost_vectors(kind) >= least:
+                self.put_moments(kind)
+
+    def _count_after(self, kind: Kind, after_id: int) -> int:
+        asked = "SELECT count(*) FROM vectors WHERE kind = ? AND id > ?"
+        return int(self.connection.execute(asked, (kind, after_id)).fetchone()[0])
+
+    def put_moments(self, kind: Kind) -> None:
+        """Bring the moments of a kind up to its vectors; of few there are none."""
+        dim, moments = self.dim(), self.moments(kind)
+        if moments is None or self.count_lost_vectors(kind) > moments.count / 2:
+            moments = Moments.none(dim)
+        else:
+            for lost in self.lost_vectors(kind):
+                moments = moments.minus(lost)
+        for ids, vectors in self.vectors_after(kind, moments.through_id):
+            moments = moments.plus(vectors, int(ids[-1]))
+        self.connection.execute("DELETE FROM lost_vectors WHERE kind = ?", (kind,))
+        self.connection.execute("DELETE FROM moments WHERE kind = ?", (kind,))
+        if moments.count >= max(worth(dim), 1):
+            row = (kind, moments.through_id, moments.count, moments.sums.tobytes(), moments.products.tobytes())
+            self.connection.execute("INSERT INTO moments VALUES (?, ?, ?, ?, ?)", row)
+
     def put_segments(self, kind: Kind, keep: Sequence[Segment], built: Sequence[Segment], through_id: int) -> None:
         """Exchange FAISS files of a kind for others that reach up to an id; forget the dead that none of them holds."""
         kept = [segment.file for segment in keep]
         self.connection.execute(f"DELETE FROM segments WHERE kind = ? AND file NOT IN ({marks(kept)})", (kind, *kept))
         self.connection.executemany(
-            "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(s.file, kind, s.after_id, s.through_id, s.count, s.size_bytes, s.cells) for s in built],
+            "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [(s.file, kind, s.after_id, s.through_id, s.count, s.size_bytes, s.cells, s.checksum) for s in built],
         )
         rebuilt_from = max((segment.through_id for segment in keep), default=0)
         self.connection.execute(
@@ -307,15 +360,20 @@ class Writer(Reader):
 def _projected(
     project: Projection, kinds: Sequence[Kind], vectors: Sequence[bytes], features: Sequence[bytes | None]
 ) -> list[bytes]:
-    """float16 vectors by other heads, in the same order; made from what is kept, so that any time gives the same."""
+    """float16 vectors by other heads, in the same order; made from what is kept, so that any time gives the same.
+
+    Raises ModelError where some of a kind have features and others none.
+    """
     made: list[bytes] = [b""] * len(kinds)
     for kind in KINDS:
         places = [place for place, each in enumerate(kinds) if each == kind]
         if not places:
             continue
         own = _rows([vectors[place] for place in places])
-        shown = [features[place] for place in places]
-        rows = project(kind, own, own if shown[0] is None else _rows([feature or b"" for feature in shown]))
+        shown = [feature for place in places if (feature := features[place]) is not None]
+        if shown and len(shown) < len(places):
+            raise ModelError(_MIXED.format(kind))
+        rows = project(kind, own, _rows(shown) if shown else own)
         for place, half in zip(places, _halves(rows), strict=True):
             made[place] = half
     return made
@@ -334,13 +392,13 @@ def _halves(rows: FloatArray) -> list[bytes]:
 
 def _rows(halves: Sequence[bytes]) -> FloatArray:
     """float16 rows as float32; by FAISS where they are many: numpy takes three times as long for the same."""
-    codes = np.frombuffer(b"".join(halves), np.uint8).reshape(len(halves), -1)  # (n, 2 * dim)
-    if len(halves) < 64:
-        return codes.view(np.float16).astype(np.float32)
+    rows = stacked(halves)
+    if len(rows) < 64:
+        return rows.astype(np.float32)
     import faiss
 
-    width = codes.shape[1] // 2
-    decoded: FloatArray = faiss.ScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16).decode(codes)
+    codes = rows.view(np.uint8)  # (n, 2 * dim)
+    decoded: FloatArray = faiss.ScalarQuantizer(rows.shape[1], faiss.ScalarQuantizer.QT_fp16).decode(codes)
     return decoded
 
 
