@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmsearch.nearest import nearest_rows
+from mmsearch.store.files import open_plain
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, FloatArray, IntArray
 
@@ -273,7 +274,10 @@ def _fitted(points: FloatArray) -> FloatArray:
 def _load(reader: Reader) -> _Layout | None:
     """What is kept, None where it cannot be read: it is made again then."""
     try:
-        with np.load(reader.folder / FILE, allow_pickle=False) as file:
+        with (
+            os.fdopen(open_plain(reader.folder / FILE, os.O_RDONLY), "rb") as stream,
+            np.load(stream, allow_pickle=False) as file,
+        ):
             return _Layout(
                 rows=file["rows"],
                 items=file["items"],

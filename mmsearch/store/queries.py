@@ -19,6 +19,8 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
+from mmsearch.errors import IndexWriteError
+from mmsearch.store.files import check_database
 from mmsearch.store.reader import marks, parts
 from mmsearch.store.records import FloatArray
 
@@ -121,6 +123,8 @@ class QueryCache:
             if self._connection is None:
                 self._connection = self._connect(mode)
             return act(self._connection)
+        except IndexWriteError:  # a link, say
+            return None
         except sqlite3.DatabaseError as error:
             self._disconnect()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -129,6 +133,7 @@ class QueryCache:
             return None
 
     def _connect(self, mode: str) -> sqlite3.Connection:
+        check_database(self._path, is_written=True)
         address = f"file:{urllib.parse.quote(os.fsencode(self._path.absolute()))}?mode={mode}"
         connection = sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = OFF")  # at worst it is damaged by a power cut, and made anew
