@@ -14,7 +14,7 @@ Error                     catch this one to catch all of them
     ├── IndexLockedError  another process writes to it
     ├── IndexTooNewError  a newer mmsearch made it
     ├── IndexDamagedError  SQLite finds it damaged
-    └── IndexWriteError   the disk is full, or the index cannot be written
+    └── IndexWriteError   the disk is full, or the folder cannot be written, holds a link, or went while it was open
 
 A message names the thing, what is wrong, and what to do; the command line prints it as it is.
 """
@@ -77,7 +77,7 @@ class IndexDamagedError(IndexError_):
 
 
 class IndexWriteError(IndexError_):
-    """The index cannot be written: a full disk, a read-only folder."""
+    """The index cannot be written or read any more: a full disk, a read-only folder, a folder that went meanwhile."""
 
 
 def in_a_line(error: BaseException) -> str:

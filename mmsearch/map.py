@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmsearch.nearest import nearest_rows
+from mmsearch.store.files import open_plain
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, FloatArray, IntArray
 
@@ -273,7 +274,7 @@ def _fitted(points: FloatArray) -> FloatArray:
 def _load(reader: Reader) -> _Layout | None:
     """What is kept, None where it is not what `_keep` wrote: it is made again then."""
     try:
-        with os.fdopen(_opened(reader.folder / FILE), "rb") as file, zipfile.ZipFile(file) as archive:
+        with os.fdopen(open_plain(reader.folder / FILE, os.O_RDONLY), "rb") as file, zipfile.ZipFile(file) as archive:
             read = partial(_array, archive, os.fstat(file.fileno()).st_size)
             layout = _Layout(
                 rows=read("rows", np.int64, 1),
@@ -289,11 +290,6 @@ def _load(reader: Reader) -> _Layout | None:
     except Exception:  # a zip file that is damaged raises whatever its reader comes upon
         return None
     return layout if _makes_sense(layout, reader) else None
-
-
-def _opened(path: Path) -> int:
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # at a pipe nobody waits
 
 
 def _array(archive: zipfile.ZipFile, most_bytes: int, name: str, kind: type[np.generic], axes: int) -> Any:

@@ -58,8 +58,9 @@ class Opened:
 
     def close(self) -> None:
         """Give back files and connections; they are opened again when they are needed."""
-        if self._store is not None:
-            self._store.close()
+        store, self._store = self._store, None  # what is there later is perhaps another index, of another model
+        if store is not None:
+            store.close()
 
     @property
     def exists(self) -> bool:
@@ -83,7 +84,7 @@ class Opened:
                 self._encoder = encoder
             return self._encoder
 
-    def _attach(self, store: Store) -> None:
+    def _attach(self, store: Store) -> Store:
         """Take an index on disk into use, if it was made with the model that is asked for."""
         try:
             made_with = self._agreed(store)
@@ -96,6 +97,7 @@ class Opened:
         self._model = made_with.model
         self._precision = _precision(made_with.model)
         self._vectors, self._store = VectorIndex(store), store  # the store last: whoever sees it sees the other too
+        return store
 
     def _agreed(self, store: Store) -> MadeWith:
         """The model that an index was made with, if it is the one asked for."""
@@ -156,16 +158,16 @@ class Opened:
 
     def there(self) -> Store:
         """The store of an index that is on disk."""
-        if self._store is None:
+        store = self._store
+        if store is None:
             with self._opening:
                 if self.folder.is_file():
                     raise UsageError(f"{self.folder} is a file; an index is a folder.")
                 if not self.exists:
                     raise SourceError(f"There is no index in {self.folder} yet. Make one with: mmsearch index FOLDER")
-                if self._store is None:
-                    self._attach(Store(self.folder))
-        assert self._store is not None
-        return self._store
+                if (store := self._store) is None:
+                    store = self._attach(Store(self.folder))
+        return store
 
     @property
     def vector_index(self) -> VectorIndex:

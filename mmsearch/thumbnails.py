@@ -17,6 +17,8 @@ from pathlib import Path
 
 from mmsearch.decoding import DecodePool, Skip
 from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch.errors import IndexWriteError
+from mmsearch.store.files import check_database
 
 FILE = "thumbnails.db"
 MAX_BYTES = 500_000_000  # of all together; 480 px photographs take about 30 kB
@@ -114,7 +116,8 @@ class Thumbnails:
 
     def _open(self) -> sqlite3.Connection:
         if self._folder.is_dir() and os.access(self._folder, os.W_OK):
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error, IndexWriteError):
+                check_database(self._folder / FILE, is_written=True)
                 return _connect(str(self._folder / FILE))
         self._max_bytes = min(self._max_bytes, MEMORY_BYTES)
         return _connect(":memory:")

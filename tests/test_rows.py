@@ -226,3 +226,26 @@ def test_nonsense_in_the_store_is_no_file(store: Store, said: str | dict[str, ob
     assert found(store, query) == before
     build(store)
     assert_same(store)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes on this system")
+@pytest.mark.parametrize("how", ["link", "hard link", "pipe"])
+def test_rows_that_lead_to_another_file_are_written_anew_and_it_stays_as_it_was(
+    tmp_path: Path, store: Store, how: str
+) -> None:
+    """The store says the name of the file, and may be a stranger's."""
+    mine, old = tmp_path / "mine", path(store)
+    mine.write_bytes(old.read_bytes() + b"mine")
+    old.unlink()
+    if how == "link":
+        old.symlink_to(mine)
+    elif how == "hard link":
+        os.link(mine, old)
+    else:
+        os.mkfifo(old)
+    before = mine.read_bytes()
+    put(store, next(Workload(2 * COUNT, DIM, seed=1).images())[:400])
+    build(store)
+    assert_same(store)
+    assert told(store).file != old.name
+    assert mine.read_bytes() == before

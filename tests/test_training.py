@@ -59,7 +59,7 @@ def write(path: Path, rows: list[tuple[object, ...]], header: tuple[str, ...] = 
     return path
 
 
-def test_pairs_make_better_answers_and_off_gives_back_the_first_ones(index: Index, pairs: Path) -> None:
+def test_pairs_make_better_answers_and_off_gives_back_the_first_ones(tmp_path: Path, index: Index, pairs: Path) -> None:
     before = answers(index)
     told: list[Epoch] = []
     report = index.train_heads(pairs, settings=FAST, tell=told.append)
@@ -68,6 +68,9 @@ def test_pairs_make_better_answers_and_off_gives_back_the_first_ones(index: Inde
     assert report.after.reciprocal_rank.value > report.before.reciprocal_rank.value + 0.2
     assert report.gain.low > 0
     assert report.encoded == 0  # the index had every picture
+    shutil.copy(index.folder / "index.db", tmp_path)
+    with Index(tmp_path, encoder=DialectEncoder()) as copy:
+        assert answers(copy) == answers(index) != before
     assert len(told) == report.epochs
     colours = [Path(hit.path or "").name.split("-")[:2] for hit in index.search("zorpish quax", k=5)]
     assert colours.count(["red", "blue"]) >= 4

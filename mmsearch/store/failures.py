@@ -6,11 +6,13 @@ which index, and what to do about it.
 
 import contextlib
 import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmsearch.errors import IndexDamagedError, IndexLockedError, IndexWriteError
+from mmsearch.store.files import refused
 
 
 @contextlib.contextmanager
@@ -21,10 +23,7 @@ def sqlite_failures(folder: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise IndexDamagedError(
-                f"{folder / 'index.db'} is damaged ({error}). Restore it from a backup, or delete the folder {folder} "
-                "and index again; your pictures are not touched."
-            ) from error
+            raise damaged(folder, str(error)) from error
         if code == sqlite3.SQLITE_FULL:
             raise _full(folder) from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -47,7 +46,18 @@ def disk_failures(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise _full(folder) from error
+        if error.errno in (errno.ELOOP, errno.EMLINK) and error.filename is not None:
+            raise refused(Path(os.fsdecode(error.filename)), error) from error
         raise IndexWriteError(f"{folder} cannot be written: {(error.strerror or str(error)).lower()}.") from error
+
+
+def damaged(folder: Path, reason: str) -> IndexDamagedError:
+    """What to say of an index.db that holds what nobody wrote."""
+    return IndexDamagedError(
+        f"{folder / 'index.db'} is damaged ({reason}). To restore it from a backup, first delete index.db-wal and "
+        f"index.db-shm beside it, which belong to the damaged one; without a backup, delete the folder {folder} and "
+        "index again. Your images are not touched."
+    )
 
 
 def _full(folder: Path) -> IndexWriteError:

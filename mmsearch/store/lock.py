@@ -13,6 +13,10 @@ from datetime import datetime
 from pathlib import Path
 
 from mmsearch.errors import IndexLockedError, IndexWriteError
+from mmsearch.store.files import open_plain, refused
+
+LOCK, HOLDER = "write.lock", "write.lock.json"
+HOLDER_BYTES = 1_000  # read of it at most
 
 
 @contextlib.contextmanager
@@ -23,7 +27,11 @@ def write_lock(folder: Path, *, wait_s: float | None = 0.0) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / "write.lock", thread_local=False)
+    try:
+        os.close(open_plain(folder / LOCK, os.O_RDWR | os.O_CREAT))  # filelock cuts to nothing what it opens
+    except OSError as error:
+        raise refused(folder / LOCK, error) from error
+    lock = FileLock(folder / LOCK, thread_local=False)
     try:
         lock.acquire(timeout=-1 if wait_s is None else wait_s, poll_interval=0.05)
     except Timeout:
@@ -32,10 +40,12 @@ def write_lock(folder: Path, *, wait_s: float | None = 0.0) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise IndexWriteError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    holder = folder / "write.lock.json"
+    holder = folder / HOLDER
     try:
         with contextlib.suppress(OSError):  # the lock holds without it
-            holder.write_text(json.dumps({"pid": os.getpid(), "since": time.time()}), encoding="utf-8")
+            holder.unlink(missing_ok=True)  # left by a writer that was killed, or put there by a stranger
+            with os.fdopen(open_plain(holder, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                file.write(json.dumps({"pid": os.getpid(), "since": time.time()}).encode())
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -45,8 +55,9 @@ def write_lock(folder: Path, *, wait_s: float | None = 0.0) -> Iterator[None]:
 
 def _holder(folder: Path) -> str:
     try:
-        holder = json.loads((folder / "write.lock.json").read_text(encoding="utf-8"))
+        with os.fdopen(open_plain(folder / HOLDER, os.O_RDONLY), "rb") as file:
+            holder = json.loads(file.read(HOLDER_BYTES))
         since = datetime.fromtimestamp(float(holder["since"]))
         return f"process {int(holder['pid'])} since {since:%Y-%m-%d %H:%M:%S}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, OverflowError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -23,6 +23,8 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
+from mmsearch.errors import IndexWriteError
+from mmsearch.store.files import check_database
 from mmsearch.store.reader import marks, parts
 from mmsearch.store.records import FloatArray
 
@@ -139,6 +141,8 @@ class QueryCache:
                 self._connection = self._connect(mode)
                 _get_ready(self._connection)
             return act(self._connection)
+        except IndexWriteError:  # a link, say
+            return None
         except (sqlite3.Error, UnicodeDecodeError, _DamageError, MemoryError) as error:
             self._disconnect()
             code = _code(error)
@@ -150,6 +154,7 @@ class QueryCache:
             return None
 
     def _connect(self, mode: str) -> sqlite3.Connection:
+        check_database(self._path, is_written=True)
         address = f"file:{urllib.parse.quote(os.fsencode(self._path.absolute()))}?mode={mode}"
         return sqlite3.connect(address, uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
 

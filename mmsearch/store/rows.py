@@ -13,6 +13,7 @@ asked for. Like every file in this folder it is derived from the store, and may 
 import contextlib
 import json
 import os
+import stat
 import time
 import uuid
 import weakref
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmsearch.store.failures import disk_failures
+from mmsearch.store.files import make_folder, open_plain
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import HalfArray, IntArray
 from mmsearch.store.writer import Writer
@@ -103,7 +105,7 @@ class Rows:
     def __init__(self, path: Path, told: Told) -> None:
         """Raises OSError where it is missing or too short."""
         self._layout, self._through, self._count = told.layout, told.through, told.count
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        self._descriptor = open_plain(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         if os.fstat(self._descriptor).st_size < self._through * self._layout.itemsize:
             raise OSError(f"{path} is cut short")
@@ -175,9 +177,10 @@ def write_rows(writer: Writer, folder: Path, through: int, *, anew: bool) -> Tol
     )
     file, size = reached.file, reached.layout.itemsize
     with disk_failures(folder):
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
+        flags = os.O_WRONLY | (os.O_CREAT | os.O_EXCL if told is None else 0)
         try:
-            with (folder / file).open("wb" if told is None else "r+b") as stream:
+            with os.fdopen(open_plain(folder / file, flags), "wb") as stream:
                 stream.truncate(after * size)  # a run that was killed may have left more
                 for first, rows in _blocks(writer, reached, after, through):
                     stream.seek((first - 1) * size)  # what is left out takes no room on disk
@@ -194,7 +197,10 @@ def write_rows(writer: Writer, folder: Path, through: int, *, anew: bool) -> Tol
 
 def _reaches(path: Path, told: Told) -> bool:
     try:
-        return path.stat().st_size >= told.through * told.layout.itemsize
+        facts = path.lstat()
+        return (
+            stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1 and facts.st_size >= told.through * told.layout.itemsize
+        )
     except OSError:
         return False
 

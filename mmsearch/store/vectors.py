@@ -30,6 +30,7 @@ from mmsearch.nearest import Neighbours
 from mmsearch.store import queries
 from mmsearch.store.cells import NEIGHBOURS, Cells, DamageError, Settings, choose, training_rows, with_growth
 from mmsearch.store.failures import disk_failures
+from mmsearch.store.files import make_folder, open_plain
 from mmsearch.store.halves import floats
 from mmsearch.store.metadata import Store
 from mmsearch.store.moments import Moments, Scores
@@ -410,9 +411,9 @@ class VectorIndex:
     ) -> Segment:
         path = self._folder / f"{kind}-{uuid.uuid4().hex[:12]}.faiss"
         with disk_failures(self._folder):
-            self._folder.mkdir(exist_ok=True)
+            make_folder(self._folder)
             try:
-                with path.open("wb") as file:
+                with os.fdopen(open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                     file.writelines(parts)
                     file.flush()
                     os.fsync(file.fileno())
@@ -423,7 +424,7 @@ class VectorIndex:
 
     def sweep(self, reader: Reader) -> None:
         """Delete files that no segment refers to; one that is still mapped on Windows goes the next time."""
-        if not self._folder.is_dir():
+        if not self._folder.is_dir() or self._folder.is_symlink():
             return
         used = {segment.file for kind in KINDS for segment in reader.segments(kind)}
         if (told := Told.by(reader)) is not None:
