@@ -330,8 +330,8 @@ def _map_routes(app: FastAPI, service: Service) -> None:
 def _duplicates_routes(app: FastAPI, service: Service) -> None:
     @app.get("/api/duplicates", response_model=shapes.DuplicatesOut, tags=["duplicates"])
     async def duplicates(params: Annotated[shapes.DuplicatesParams, Query()]) -> Response:
-        """How far the search for duplicates is, and its groups once it is done."""
-        return Escaped(service.duplicates.page(params.k, params.cursor))
+        """How far the search for duplicates is, and its groups once it is done, without what has changed since."""
+        return Escaped(await service.reading.run(lambda: service.duplicates.page(params.k, params.cursor)))
 
     @app.post(
         "/api/duplicates",
@@ -344,7 +344,7 @@ def _duplicates_routes(app: FastAPI, service: Service) -> None:
         """Look for pictures that are one, in the background."""
         asked = await json_body(request, shapes.DuplicatesIn, service)
         await service.reading.run(lambda: service.duplicates.start(asked.threshold, asked.under))
-        return Escaped(service.duplicates.page(1, None), 202)
+        return Escaped(await service.reading.run(lambda: service.duplicates.page(1, None)), 202)
 
 
 def _server_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
