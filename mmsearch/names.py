@@ -4,6 +4,7 @@ A file may go by many paths: symbolic links to it or to a folder above it, hard 
 places, file systems that do not tell upper from lower case. Whoever removes a copy has to know that it is one.
 """
 
+import errno
 import os
 import stat
 import unicodedata
@@ -54,3 +55,28 @@ def _identity(file: os.stat_result, path: str) -> tuple[Any, ...]:
     if not file.st_ino:  # a file system without such numbers
         return (os.path.normcase(os.path.realpath(path)),)
     return file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns
+
+
+def open_directly(path: str) -> int | None:
+    """A descriptor of what a path leads to without any symbolic link, to be read; None where there is a link.
+
+    Each folder is opened from the one above it, so that nobody can put a link in between the check and the opening.
+    Raises OSError, ValueError. A pipe is not waited for.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if os.open not in os.supports_dir_fd:  # Windows, where making a link takes an administrator
+        return os.open(path, flags) if os.path.realpath(path) == path else None
+    into = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    *folders, name = os.path.normpath(path).lstrip(os.sep).split(os.sep)
+    folder = os.open(os.sep, into)
+    try:
+        for inner in folders:
+            above, folder = folder, os.open(inner, into, dir_fd=folder)
+            os.close(above)
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EMLINK, errno.EACCES):
+            return None  # or there is none, which whoever follows links will find
+        raise
+    finally:
+        os.close(folder)

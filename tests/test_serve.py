@@ -5,9 +5,13 @@ import io
 import json
 import os
 import re
+import shutil
+import struct
+import subprocess
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +20,7 @@ import pytest
 
 from mmsearch import Index
 from mmsearch.present import hit_object
+from mmsearch.serve.files import zipped
 from mmsearch.serve.settings import Limits, Settings
 from tests.colours import COLOURS, ColourEncoder, plain, swatch
 from tests.served import Served, serving
@@ -244,6 +249,71 @@ def test_a_selection_is_a_zip_with_each_file_once_and_what_is_missing(served: Se
     assert archive.testzip() is None
     assert {archive.read(name) for name in archive.namelist()} == {Path(str(path)).read_bytes() for path in paths}
     assert served.http.post("/api/zip", json={"ids": ["nobody"]}).status_code == 404
+
+
+def test_a_zip_keeps_folders_and_times_and_tells_equal_names_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    times = {"2019/a.png": 1_550_000_001, "2019/A.png": 0, "2020/a.png": 2_000_000_000, "2020/tr\u00e8s/b.png": 5e9}
+    for name, modified_s in times.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        plain("red").save(folder / name)
+        os.utime(folder / name, (modified_s, modified_s))
+    plain("red").save(folder / "2020" / "gone.png")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(folder)
+        ids = [hit["id"] for hit in search(served, q="red", k=50)]
+        (folder / "2020" / "gone.png").unlink()
+        archive = zipfile.ZipFile(io.BytesIO(served.http.post("/api/zip", json={"ids": ids}).content))
+    assert {name.casefold() for name in archive.namelist()} == {
+        *("2019/a.png", "2019/a (2).png", "2020/a.png", "2020/tr\u00e8s/b.png", "missing.txt")
+    }
+    assert "gone.png: no such file" in archive.read("missing.txt").decode()
+    assert archive.testzip() is None
+    by_name = {entry.filename: entry for entry in archive.infolist()}
+    local = time.localtime(2_000_000_000)[:6]
+    assert by_name["2020/a.png"].date_time == (*local[:5], local[5] // 2 * 2)
+    assert struct.unpack("<2sHBi", by_name["2020/a.png"].extra[-9:]) == (b"UT", 5, 1, 2_000_000_000)
+    assert {by_name["2020/tr\u00e8s/b.png"].date_time[0], by_name["missing.txt"].date_time[0]} == {
+        2107,
+        time.localtime().tm_year,
+    }
+
+
+def test_a_zip_has_any_number_of_files(tmp_path: Path) -> None:
+    plain("red", (4, 4)).save(tmp_path / "a.bmp")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(tmp_path / "a.bmp")
+        index.add_texts(["red"] * 1_300)
+        ids = [f"mm-{number}" for number in range(1, 1_302)]
+        archive = zipfile.ZipFile(io.BytesIO(served.http.post("/api/zip", json={"ids": ids}).content))
+    assert archive.namelist() == ["a.bmp", "missing.txt"]
+    assert len(archive.read("missing.txt").splitlines()) == 1_300  # which came from memory
+
+
+@pytest.mark.slow
+def test_a_zip_of_more_files_than_the_old_form_holds_is_one_that_others_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    plain("red", (4, 4)).save(tmp_path / "in" / "0.bmp")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        index.add(tmp_path / "in")
+        (item,) = [index.item(index.search("red")[0].id)]
+        items = []
+        for number in range(66_000):
+            os.symlink("0.bmp", tmp_path / "in" / f"{number + 1}.bmp")
+            items.append(replace(item, path=str(tmp_path / "in" / f"{number + 1}.bmp")))
+        with open(tmp_path / "many.zip", "wb") as into:
+            for chunk in zipped(items, 10**12):
+                into.write(chunk)
+    assert len(zipfile.ZipFile(tmp_path / "many.zip").namelist()) == 66_000
+    if shutil.which("unzip"):
+        assert subprocess.run(["unzip", "-tqq", str(tmp_path / "many.zip")], check=False).returncode == 0
+
+
+def test_a_zip_reaches_whoever_asked_for_it_before_it_is_whole(served: Served) -> None:
+    ids = [hit["id"] for hit in search(served, q="red", kind="image", k=50)]
+    with served.http.stream("POST", "/api/zip", json={"ids": ids}) as answer:
+        assert "content-length" not in answer.headers
+        assert next(answer.iter_raw(16)).startswith(b"PK\x03\x04")
 
 
 def test_status_says_what_the_command_line_says_and_how_the_server_is(served: Served) -> None:

@@ -6,16 +6,19 @@ import io
 import os
 import re
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
 from mmsearch import Index, media
 from mmsearch.errors import Error, UsageError
@@ -278,6 +281,112 @@ def test_a_file_that_became_something_else_is_never_shown(tmp_path: Path) -> Non
                     assert "alert" not in answer.text and "SECRET" not in answer.text
                 archive = served.http.post("/api/zip", json={"ids": [hit["id"]]})
                 assert b"SECRET" not in archive.content
+
+
+def _swap_file(folder: Path, outside: Path) -> None:
+    for name in ("a.png", "note.txt"):
+        (folder / "inner" / name).unlink()
+        (folder / "inner" / name).symlink_to(outside / name)
+
+
+def _swap_folder(folder: Path, outside: Path) -> None:
+    (folder / "inner").rename(folder / "before")
+    (folder / "inner").symlink_to(outside)
+
+
+def _swap_root(folder: Path, outside: Path) -> None:
+    folder.rename(folder.parent / "before")
+    (outside / "inner").symlink_to(".")
+    folder.symlink_to(outside)
+
+
+def _link_hard(folder: Path, outside: Path) -> None:
+    for name in ("a.png", "note.txt"):
+        (folder / "inner" / name).unlink()
+        os.link(outside / name, folder / "inner" / name)
+
+
+@pytest.mark.parametrize("swap", [_swap_file, _swap_folder, _swap_root, _link_hard])
+@pytest.mark.parametrize("has_same_time", [True, False])
+def test_what_a_later_link_leads_to_is_never_served(
+    tmp_path: Path, swap: Callable[[Path, Path], None], has_same_time: bool
+) -> None:
+    folder, outside = Path(os.path.realpath(tmp_path)) / "in", tmp_path / "outside"
+    (folder / "inner").mkdir(parents=True)
+    outside.mkdir()
+    for where, colour, words in ((folder / "inner", "red", "red one"), (outside, "blue", "my secret")):
+        Image.new("RGB", (20, 20), colour).save(where / "a.png", compress_level=0)
+        (where / "note.txt").write_text(words[:7])
+    if has_same_time:
+        for name in ("a.png", "note.txt"):
+            indexed = (folder / "inner" / name).stat()
+            os.utime(outside / name, ns=(indexed.st_mtime_ns, indexed.st_mtime_ns))
+            assert (outside / name).stat().st_size == indexed.st_size
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(folder)
+        hits = served.http.get("/api/search?q=red&k=50").json()["hits"]
+        assert {hit["kind"] for hit in hits} == {"image", "text"}
+        secrets = [(outside / name).read_bytes() for name in ("a.png", "note.txt")]
+        swap(folder, outside)
+        for hit in hits:
+            assert served.http.get(f"/api/items/{hit['id']}/file").status_code == 410
+            assert served.http.get(f"/api/items/{hit['id']}/thumbnail").status_code in (404, 410)
+            archive = served.http.post("/api/zip", json={"ids": [hit["id"]]})
+            assert zipfile.ZipFile(io.BytesIO(archive.content)).namelist() == ["missing.txt"]
+            assert not any(secret in archive.content for secret in secrets)
+
+
+def test_what_was_indexed_through_links_is_served_as_long_as_it_is_that(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    plain("red").save(tmp_path / "real" / "a.png")
+    (tmp_path / "real" / "note.txt").write_text("red")
+    (tmp_path / "link").symlink_to("real")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(tmp_path / "link")
+        hits = served.http.get("/api/search?q=red&k=50").json()["hits"]
+        for hit in hits:
+            assert served.http.get(f"/api/items/{hit['id']}/file").content == Path(hit["path"]).read_bytes()
+        plain("blue").save(tmp_path / "real" / "a.png")
+        (tmp_path / "real" / "note.txt").write_text("dew")
+        for hit in hits:
+            assert served.http.get(f"/api/items/{hit['id']}/file").status_code == 410
+
+
+def test_a_picture_that_was_edited_where_it_lies_is_served(tmp_path: Path) -> None:
+    folder = Path(os.path.realpath(tmp_path)) / "in"
+    folder.mkdir()
+    plain("red").save(folder / "a.png")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(folder)
+        (hit,) = served.http.get("/api/search?q=red").json()["hits"]
+        plain("blue").save(folder / "a.png")
+        assert served.http.get(f"/api/items/{hit['id']}/file").content == (folder / "a.png").read_bytes()
+        assert served.http.get(f"/api/items/{hit['id']}/thumbnail").status_code == 200
+
+
+@pytest.mark.slow
+def test_no_race_of_links_gets_a_file_from_elsewhere(tmp_path: Path) -> None:
+    """A folder is swapped for a link and back as fast as it can be, while the file is asked for."""
+    folder = Path(os.path.realpath(tmp_path)) / "in"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    plain("red").save(folder / "inner" / "a.png")
+    plain("blue").save(tmp_path / "outside" / "a.png")
+    secret = (tmp_path / "outside" / "a.png").read_bytes()
+    (folder / "link").symlink_to(tmp_path / "outside")
+    pairs = [("inner", "x"), ("link", "inner"), ("inner", "link"), ("x", "inner")]
+    swap = f"import os\nwhile True:\n for one, other in {pairs}: os.rename(one, other)"
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(folder / "inner")
+        (hit,) = served.http.get("/api/search?q=red").json()["hits"]
+        swapping = subprocess.Popen([sys.executable, "-c", swap], cwd=folder)
+        try:
+            answers = [served.http.get(f"/api/items/{hit['id']}/file") for _ in range(1_500)]
+        finally:
+            swapping.kill()
+            swapping.wait()
+        assert {answer.status_code for answer in answers} == {200, 410}
+        assert not any(answer.content == secret for answer in answers)
 
 
 def test_a_text_is_downloaded_as_text(served: Served) -> None:

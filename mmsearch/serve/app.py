@@ -204,11 +204,11 @@ def _item_routes(app: FastAPI, service: Service) -> None:
         tags=["items"],
         response_class=Response,
         responses={200: {"content": {"application/zip": {}}, "description": "A zip, as it grows."}},
-        openapi_extra=_body(shapes.IdsIn),
+        openapi_extra=_body(shapes.ZipIn),
     )
     async def zip(request: Request) -> Response:
-        """The files of a selection as one zip; what cannot be read is listed in it."""
-        asked = await json_body(request, shapes.IdsIn, service)
+        """The files of a selection as one zip, in their folders; what cannot be read is listed in it."""
+        asked = await json_body(request, shapes.ZipIn, service)
         items = await service.reading.run(lambda: [service.index.item(id) for id in dict.fromkeys(asked.ids)])
         headers = {"content-disposition": 'attachment; filename="mmsearch.zip"'}
         limit = service.settings.limits.zip_bytes
@@ -540,6 +540,7 @@ def _complete_openapi(app: FastAPI) -> None:
                 shapes.EncodeIn,
                 shapes.IndexIn,
                 shapes.IdsIn,
+                shapes.ZipIn,
                 shapes.FeedbackIn,
                 shapes.DuplicatesIn,
                 shapes.TokenIn,

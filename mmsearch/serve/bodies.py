@@ -25,9 +25,9 @@ async def json_body(request: Request, shape: type[B], service: Service) -> B:
     """The body as what it should be. Raises ProblemError, or RequestValidationError's answer."""
     if not is_json(request):  # which no form of another site can send
         raise ProblemError("media-type", "The body is JSON, with the content type application/json.")
-    # A picture in base64 makes JSON long
+    # A picture in base64 makes JSON long, and so does a large selection
     limits = service.settings.limits
-    most = limits.body_bytes if shape is shapes.SearchIn else limits.json_bytes
+    most = limits.body_bytes if shape in (shapes.SearchIn, shapes.ZipIn) else limits.json_bytes
     body = await _read(request, most, limits.body_seconds)
     try:
         return shape.model_validate_json(body, strict=True)

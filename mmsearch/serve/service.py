@@ -26,6 +26,7 @@ from mmsearch.index import Index
 from mmsearch.query import Query, Term
 from mmsearch.search import Hit
 from mmsearch.serve.duplicates import Duplicates
+from mmsearch.serve.files import checked, path_of
 from mmsearch.serve.maps import Maps
 from mmsearch.serve.problems import ProblemError, log
 from mmsearch.serve.runs import Runs
@@ -54,7 +55,7 @@ class Service:
         limits = settings.limits
         self.index = index
         self.settings = settings
-        self.runs = Runs(index)
+        self.runs = Runs(index, settings.may_index)
         self.maps = Maps(index)
         self.duplicates = Duplicates(index)
         self.thumbnails = Thumbnails(index.folder)
@@ -127,9 +128,17 @@ class Service:
         item = self.index.item(id)
         if item.kind != "image" or item.path is None:
             raise ProblemError("not-found", f"'{id}' is a text, or came from memory; there is no picture of it.")
-        if tag is not None and tag == self.thumbnails.tag(item.path, size_px):
-            return None
-        made = self.thumbnails.get(item.path, size_px)
+        with checked(item) as (stream, facts, check), stream:
+            now = self.thumbnails.tag(item.path, size_px, facts)
+            assert now is not None  # it is there
+            if now == tag:
+                return None
+            kept = self.thumbnails.kept(now)
+            if kept is not None:
+                return kept
+            check()
+            with path_of(stream) as path:
+                made = self.thumbnails.make(path, size_px, now)
         if isinstance(made, Skip):
             raise ProblemError("gone", f"{item.path} {made.reason}. Index its folder again.")
         return made

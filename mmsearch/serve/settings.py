@@ -28,7 +28,7 @@ class Limits:
     event_streams: int = 32
     open_answers: int = 100  # that can be paged further
     open_hits: int = 200_000  # in all of them
-    zip_bytes: int = 4_000_000_000
+    zip_bytes: int = 100_000_000_000
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,12 @@ class IdsIn(Strict):
     ids: list[Id] = Field(min_length=1, max_length=1_000)
 
 
+class ZipIn(Strict):
+    """A selection to be downloaded, of any number."""
+
+    ids: list[Id] = Field(min_length=1)
+
+
 class FeedbackIn(Strict):
     """What somebody says of answers to some words, to be learned from."""
 
