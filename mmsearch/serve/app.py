@@ -99,7 +99,7 @@ def make_app(service: Service) -> ASGIApp:
     _server_routes(app, service, metrics)
     _page_routes(app)
     _complete_openapi(app)
-    return Guard(app, service.settings, metrics)
+    return Guard(app, service.settings, metrics, service.uploads)
 
 
 def _search_routes(app: FastAPI, service: Service) -> None:

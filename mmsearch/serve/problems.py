@@ -46,11 +46,15 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "long-headers": (431, "The headers are too long"),
     "internal": (500, "Something is broken in the server"),
     "busy": (503, "The server has too much to do"),
+    "full": (503, "The server has too much to do"),
     "unusable": (503, "The index cannot be used"),
 }
 
 # Where the rest of a body may still be on its way: it is hung up on, not read to its end
-UNREAD = ("malformed", "too-large", "too-long", "long-headers", "media-type", "forbidden", "token-needed", "wrong-host")
+UNREAD = (
+    *("malformed", "too-large", "too-long", "long-headers", "media-type", "forbidden", "token-needed", "wrong-host"),
+    "full",
+)
 
 # What the library raises -> name; the first that fits
 RAISED: tuple[tuple[type[Error], str], ...] = (

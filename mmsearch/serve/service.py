@@ -32,6 +32,7 @@ from mmsearch.serve.problems import ProblemError, log
 from mmsearch.serve.runs import Runs
 from mmsearch.serve.settings import Limits, Settings
 from mmsearch.serve.shapes import MOST_DEEP, LookupParams, SearchIn, SearchParams, TermIn
+from mmsearch.serve.uploads import Uploads
 from mmsearch.serve.work import Work
 from mmsearch.thumbnails import Thumbnail, Thumbnails
 
@@ -59,6 +60,7 @@ class Service:
         self.maps = Maps(index)
         self.duplicates = Duplicates(index)
         self.thumbnails = Thumbnails(index.folder)
+        self.uploads = Uploads(limits.uploads_bytes)
         self.is_ending = False  # set where the server begins to end: nobody watches a run any longer then
         self._model_state: ModelState = "none"
         self.model_error: str | None = None
@@ -106,11 +108,11 @@ class Service:
             log.exception("Loading the model")
             self._model_state, self.model_error = "failed", "A mistake in mmsearch; what the server printed says more."
 
-    async def decode(self, data: bytes) -> Decoded:
+    async def decode(self, data: bytes | bytearray) -> Decoded:
         """A picture from a stranger, decoded in a process of its own. Raises MediaError."""
         return await self.decoding.run(lambda: self._decode(data))
 
-    def _decode(self, data: bytes) -> Decoded:
+    def _decode(self, data: bytes | bytearray) -> Decoded:
         with self._making_decoder:
             if self._decoder is None:
                 self._decoder = DecodePool(pixels_of(self.index.encoder), timeout_s=DECODE_S)
@@ -175,7 +177,7 @@ class Service:
         )
         return Page(hits, None, _milliseconds_since(started))
 
-    async def query(self, asked: SearchParams | SearchIn, picture: bytes | None = None) -> Query | None:
+    async def query(self, asked: SearchParams | SearchIn, picture: bytes | bytearray | None = None) -> Query | None:
         """What is asked for; None where there is no more than a cursor."""
         terms = list(Query.parse(asked.q, opens_files=False).terms) if asked.q.strip() else []
         if picture is not None:
@@ -276,7 +278,7 @@ def _base64(text: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _as_file(data: bytes) -> Iterator[str]:
+def _as_file(data: bytes | bytearray) -> Iterator[str]:
     """The data in a file that only this user can read, and that is gone afterwards."""
     descriptor, path = tempfile.mkstemp(prefix="mmsearch-")
     try:
