@@ -484,3 +484,93 @@ def test_the_server_says_when_it_has_too_much_to_do(tmp_path: Path) -> None:
             assert served.http.get("/healthz").json() == {"status": "ok"}
             time.sleep(1.5)
             assert served.http.get("/api/search?q=red").status_code == 200
+
+
+BODIES = ("/api/search", "/api/encode", "/api/items", "/api/zip", "/api/index", "/api/feedback", "/api/duplicates")
+BODIES_TOO = (*BODIES, "/api/session")
+MALFORMED = [
+    *(
+        b"",
+        b"x",
+        b"{",
+        b"[",
+        b'{"a"',
+        b"null",
+        b"5",
+        b'"text"',
+        b"[]",
+        b"[{}]",
+        b'{"nobody": 1}',
+        b"\xff\xfe",
+        b"{\x00}",
+    ),
+    b"[" * 900,
+    b'{"ids": 5, "texts": {}, "folders": "x", "query": [], "threshold": "high", "token": null, "terms": 7}',
+    b'{"ids": [], "texts": [], "folders": [], "query": "", "threshold": 7, "token": {}, "terms": [[]]}',
+    b'{"ids": [""], "texts": [null], "folders": [""], "query": 1, "threshold": null, "terms": [{"weight": "x"}]}',
+    b'{"terms": [{"vector": ["x"]}], "k": 0, "after": "tomorrow", "near": [1], "kind": "film", "cursor": "x"}',
+    b'{"terms": [{"picture": "x"}]}',
+    b'{"terms": [{"words": "x", "item": "y"}]}',
+    b'{"q": "red", "near": [1, 2, "x"], "where": [], "min_score": 5, "like": "x", "k": 1e999}',
+    b'{"' + b"long" * 5_000 + b'": 1}',
+]
+QUERIES = [
+    *("k=0", "k=x", "k=501", "k=", "kind=film", "after=tomorrow", "after=2023-02-31", "before=13.7.2023", "near=here"),
+    *("near=1,2", "cursor=%27%22%3C", "min_score=high", "min_score=nan", "where=%5B", "nobody=1", "q=" + "x" * 3_000),
+    *("q=", "like=", "like=nobody", "q=red&under=", "q=red&" + "&".join(["like=x"] * 50), "size=3", "weight=x"),
+]
+
+
+def check_is_plain(problem: dict[str, Any]) -> None:
+    """A sentence for people: none of the words of a validator, a parser or a framework."""
+    detail = problem["detail"]
+    assert re.match(r"[A-Z\"'/]", detail), detail
+    assert detail.endswith(".") and len(detail) <= 400, detail
+    for said in (detail, *(part["what"] for part in problem.get("errors") or [])):
+        assert not re.search(
+            r"should|pattern|\^|\[0-9|Field|Input|pydantic|Invalid|Value error|ctx|Traceback|body:|: \.", said
+        ), said
+        assert "  " not in said and ".." not in said.replace("…", "")
+
+
+@pytest.mark.parametrize("path", BODIES_TOO)
+def test_whatever_is_wrong_with_a_body_is_said_plainly(served: Served, path: str) -> None:
+    for kind in ("application/json", "text/plain"):
+        for body in MALFORMED:
+            answer = served.http.post(path, content=body, headers={"content-type": kind})
+            if answer.is_error:
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert 400 <= answer.status_code < 500, (body, answer.text)
+                check_is_plain(answer.json())
+            else:
+                assert path == "/api/duplicates" or body == b"{}", (path, body)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_whatever_is_wrong_with_an_address_is_said_plainly(served: Served, query: str) -> None:
+    for path in ("/api/search", "/api/lookup", "/api/duplicates", "/api/items/mm-1/thumbnail"):
+        answer = served.http.get(f"{path}?{query}")
+        if answer.is_error:
+            check_is_plain(answer.json())
+
+
+def test_what_is_no_address_or_no_method_of_one_is_said_plainly(served: Served) -> None:
+    for method, path in (("GET", "/nowhere"), ("PUT", "/api/search"), ("DELETE", "/"), ("GET", "/page/nothing.js")):
+        check_is_plain(served.http.request(method, path).json())
+    assert (
+        served.http.put("/api/index").json()["detail"]
+        == "The address /api/index takes DELETE and GET and POST, not PUT."
+    )
+
+
+def test_each_field_that_is_wrong_has_its_sentence(served: Served) -> None:
+    answer = served.http.get("/api/search?q=red&after=tomorrow&k=0&kind=film&near=here").json()
+    assert [part["what"] for part in answer["errors"]] == [
+        "'k' is 1 at the least.",
+        "'kind' is 'image' or 'text'.",
+        "'after' takes a date as 2023, 2023-07 or 2023-07-14.",
+        "'near' takes a latitude, a longitude and a distance in km, as 48.86,2.35,25.",
+    ]
+    assert answer["detail"].startswith("'k' is 1 at the least. 'kind' is")
+    body = served.http.post("/api/encode", content=b"x", headers={"content-type": "application/json"}).json()
+    assert body["detail"] == "The body is not JSON (line 1, column 1)."

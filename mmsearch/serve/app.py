@@ -165,7 +165,7 @@ def _item_routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """The picture, its longer side at most `size` pixels; made once and kept."""
         if size not in THUMBNAIL_SIZES:
-            raise ProblemError("invalid", f"size is one of {', '.join(map(str, THUMBNAIL_SIZES))}.")
+            raise ProblemError("invalid", f"'size' is one of {', '.join(map(str, THUMBNAIL_SIZES))}.")
         held = request.headers.get("if-none-match", "").strip('"') or None
         headers = {"cache-control": "private, max-age=600, stale-while-revalidate=86400"}
         made = await service.thumbnail(id, size, held)

@@ -41,7 +41,7 @@ class InvalidBodyError(Exception):
 
     def __init__(self, error: ValidationError) -> None:
         super().__init__(str(error))
-        self.errors = error.errors(include_url=False, include_context=False, include_input=False)
+        self.errors = error.errors(include_url=False, include_context=True, include_input=False)
 
 
 async def picture(request: Request, service: Service) -> bytearray:

@@ -261,7 +261,7 @@ def _where(where: str | dict[str, Any] | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
-        raise UsageError('where is a JSON object, as {"price": {"<": 50}}.')
+        raise UsageError('The facts in "where" are a JSON object, as {"price": {"<": 50}}.')
     return facts
 
 
@@ -274,7 +274,7 @@ def _base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise UsageError("picture is a picture file in base64.") from None
+        raise UsageError("A 'picture' is a picture file in base64.") from None
 
 
 @contextlib.contextmanager
