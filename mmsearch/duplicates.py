@@ -8,17 +8,22 @@ and perceptual hashes beside it, is in tests/benchmarks/duplicates.py.
 
 All pairs of 100,000 pictures would be five billion. FAISS finds the neighbours of each, and only files of pictures that
 are near enough to one another are read.
+
+People delete what is listed here. So every file of a group is read again and must still hold what was indexed, the
+paths of one file count as one (mmsearch.names), and no link is ever a spare.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.errors import MediaError
+from mmsearch.names import Name, look_up
 from mmsearch.nearest import nearest_rows
 from mmsearch.store.records import FloatArray, IntArray, PictureRow
 
@@ -48,21 +53,56 @@ class Copy:
     path: str | None
     width: int | None
     height: int | None
-    size_bytes: int | None  # of the file, when it was read
+    size_bytes: int | None  # of the file
     likeness: float  # to the first of the group, as pixels; 1 where the bytes are the same
     is_exact: bool  # whether it has the very bytes of the first
+    frees_bytes: int  # what the disk gains when all spares are removed; 0 for the first, and for a name among several
+    name: Name | None = field(default=None, repr=False, compare=False)  # as it was when the file was read
 
 
 @dataclass(frozen=True)
 class Group:
-    """Copies and versions of one picture; the one with the most pixels first, of several the largest file."""
+    """Copies and versions of one picture; the one with the most pixels first, of several the largest file.
+
+    No two copies are one file, but for hard links that have to go together for the disk to gain anything; of the
+    first no other name is listed.
+    """
 
     copies: tuple[Copy, ...]
 
     @property
     def spare_bytes(self) -> int:
-        """What all but the first take on disk."""
-        return sum(copy.size_bytes or 0 for copy in self.copies[1:])
+        """What the disk gains when all but the first are removed."""
+        return sum(copy.frees_bytes for copy in self.copies[1:])
+
+    def as_now(self) -> "Group | None":
+        """The group without copies whose file has changed or gone since it was read.
+
+        None where that is so of the first, or where it alone is left.
+        """
+        first, *rest = self.copies
+        kept = [copy for copy in rest if _is_unchanged(copy)]
+        if not kept or not _is_unchanged(first):
+            return None
+        return Group((first, *kept)) if len(kept) < len(rest) else self
+
+
+@dataclass(frozen=True)
+class Found:
+    """The groups, and what was left out of them."""
+
+    groups: tuple[Group, ...]
+    unread: int  # pictures that may belong to a group, but whose file is gone, cannot be read, or has changed
+    other_names: int  # paths that lead to a file which counts under another
+
+    def remarks(self) -> Iterator[str]:
+        """What a person should know of what was left out, a sentence each."""
+        if self.unread:
+            are = "1 image is" if self.unread == 1 else f"{self.unread:,} images are"
+            yield f"{are} left out: gone, not readable, or changed since the last `mmsearch index`."
+        if self.other_names:
+            are = "1 path is" if self.other_names == 1 else f"{self.other_names:,} paths are"
+            yield f"{are} left out: links and other names of files that are counted once."
 
 
 def find(
@@ -70,25 +110,36 @@ def find(
     vectors: Mapping[int, FloatArray],
     threshold: float,
     progress: "Callable[[Progress], None]",
-) -> list[Group]:
+) -> Found:
     """The groups among some pictures with their vectors (dim,) by item; see Index.duplicates."""
-    contents: dict[str, list[PictureRow]] = defaultdict(list)
+    by_content: dict[str, list[PictureRow]] = defaultdict(list)
     for row in sorted(pictures, key=_worth, reverse=True):
-        contents[row.content_hash or f"item {row.item}"].append(row)
-    firsts = [rows[0] for rows in contents.values()]
-    stars = _versions(firsts, vectors, threshold, progress) if threshold < 1.0 else {}
+        by_content[row.content_hash or f"item {row.item}"].append(row)
+    contents = list(by_content.values())
+    pairs = np.empty((0, 2), np.int64)
+    if threshold < 1.0 and len(contents) > 1:
+        pairs = near_pairs(np.stack([vectors[rows[0].item] for rows in contents]))
+    seen = _read(contents, np.unique(pairs).tolist(), progress)
+    stars = _stars(pairs, seen.greys, threshold)
     groups = []
-    for rows in contents.values():
-        versions = stars.get(rows[0].item, {})
+    for place, files in seen.files.items():
+        versions = stars.get(place, {})
         if versions is None:  # it belongs to another's group
             continue
-        copies = [_copy(row, 1.0, is_exact=True) for row in rows]
+        copies = [_copy(files[0], likeness=1.0, is_exact=True)]
+        for file in files[1:]:
+            copies += _spares(file, likeness=1.0, is_exact=True)
         for other, likeness in versions.items():
-            same = contents[firsts[other].content_hash or f"item {firsts[other].item}"]
-            copies += [_copy(row, likeness, is_exact=False) for row in same]
-        if len(copies) > 1:
-            groups.append(Group(tuple(copies)))
-    return sorted(groups, key=lambda group: -group.spare_bytes)
+            for file in seen.files[other]:
+                copies += _spares(file, likeness=likeness, is_exact=False)
+        groups.append(Group(tuple(copies)))
+    checked = [group.as_now() for group in groups if len(group.copies) > 1]
+    kept = sorted((group for group in checked if group is not None), key=lambda group: -group.spare_bytes)
+    return Found(tuple(kept), seen.unread, seen.others)
+
+
+def _is_unchanged(copy: Copy) -> bool:
+    return copy.path is None or copy.name is None or look_up(copy.path) == copy.name
 
 
 def _worth(row: PictureRow) -> tuple[int, int, int, int]:
@@ -96,30 +147,122 @@ def _worth(row: PictureRow) -> tuple[int, int, int, int]:
     return (row.width or 0) * (row.height or 0), row.size_bytes or 0, -len(row.path or ""), -row.item
 
 
-def _copy(row: PictureRow, likeness: float, *, is_exact: bool) -> Copy:
-    return Copy(row.id, row.path, row.width, row.height, row.size_bytes, likeness, is_exact)
+@dataclass(frozen=True)
+class _File:
+    """A file with its names, the one to keep first; or a picture from memory, which has none."""
+
+    rows: tuple[PictureRow, ...]
+    names: tuple[Name, ...]
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether nothing but symbolic links to it is known."""
+        return bool(self.names) and self.names[0].is_link
 
 
-def _versions(
-    rows: Sequence[PictureRow],
-    vectors: Mapping[int, FloatArray],
-    threshold: float,
-    progress: "Callable[[Progress], None]",
+def _files(rows: Sequence[PictureRow]) -> tuple[list[_File], int]:
+    """The files of some rows by worth, those that are known by links alone and pictures from memory last.
+
+    Also gives how many rows have no file any more.
+    """
+    names: dict[tuple[Any, ...], list[tuple[Name, PictureRow]]] = defaultdict(list)
+    files, gone = [], 0
+    for row in rows:
+        if row.path is None:
+            files.append(_File((row,), ()))
+        elif (name := look_up(row.path)) is None:
+            gone += 1
+        else:
+            names[name.file].append((name, row))
+    for known in names.values():
+        if len(known) > 1:
+            known.sort(key=lambda one: (one[0].is_link, not one[0].is_direct))  # sorting keeps the order of worth
+        files.append(_File(tuple(row for _, row in known), tuple(name for name, _ in known)))
+    places = {row.item: place for place, row in enumerate(rows)}
+    return sorted(files, key=lambda file: (not file.names, file.is_linked, places[file.rows[0].item])), gone
+
+
+def _copy(file: _File, likeness: float, *, is_exact: bool, place: int = 0, frees_bytes: int = 0) -> Copy:
+    row, name = file.rows[place], file.names[place] if file.names else None
+    return Copy(
+        row.id, row.path, row.width, row.height, row.size_bytes, likeness, is_exact, frees_bytes=frees_bytes, name=name
+    )
+
+
+def _spares(file: _File, likeness: float, *, is_exact: bool) -> list[Copy]:
+    """What has to be removed for a file to be gone: each of its entries once, and no link."""
+    if not file.names:
+        return [_copy(file, likeness, is_exact=is_exact)]
+    places = {name.entry: place for place, name in reversed(list(enumerate(file.names))) if not name.is_link}
+    copies = [_copy(file, likeness, is_exact=is_exact, place=place) for place in sorted(places.values())]
+    if copies and len(copies) >= file.names[0].entries:  # else other names of it stay
+        copies[0] = replace(copies[0], frees_bytes=file.names[0].size_bytes)
+    return copies
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The files that may belong to a group, as they are now."""
+
+    files: dict[int, list[_File]]  # place of a content -> those that hold it still
+    greys: dict[int, npt.NDArray[np.uint8]]  # place -> (SIDE, SIDE) uint8, of those that are compared
+    unread: int
+    others: int
+
+
+def _read(
+    contents: Sequence[Sequence[PictureRow]], compared: Sequence[int], progress: "Callable[[Progress], None]"
+) -> _Seen:
+    """Read the files of contents that several have, and of those that are to be compared."""
+    from mmsearch.ingest import Progress  # here, with what it imports: a search has no use for it
+
+    wanted = sorted({place for place, rows in enumerate(contents) if len(rows) > 1}.union(compared))
+    looked = {place: _files(contents[place]) for place in wanted}
+    files = {place: found for place, (found, _) in looked.items() if found}
+    unread = sum(gone for _, gone in looked.values())
+    others = sum(max(len(file.names) - 1, 0) for found in files.values() for file in found)
+    copies = [(place, file) for place, found in files.items() if len(found) > 1 for file in found if file.names]
+    paths = {files[place][0].names[0].path: place for place in compared if place in files and files[place][0].names}
+    done, total = 0, len(copies) + len(paths)
+    progress(Progress(0, total, unread))
+    for place, file in copies:
+        if _content(file) != contents[place][0].content_hash:
+            files[place].remove(file)
+            unread += len(file.rows)
+        done += 1
+        progress(Progress(done, total, unread))
+    greys = {}
+    for path, content, seen in _greys(list(paths)):
+        place = paths[path]
+        if content == contents[place][0].content_hash and seen is not None:
+            greys[place] = seen
+        else:
+            unread += 1
+        done += 1
+        progress(Progress(done, total, unread))
+    return _Seen({place: found for place, found in files.items() if found}, greys, unread, others)
+
+
+def _content(file: _File) -> str | None:
+    """The hash of what a file holds now; None where it cannot be read."""
+    from mmsearch.media import content_hash
+
+    try:
+        return content_hash(file.names[0].path)
+    except (MediaError, OSError):
+        return None
+
+
+def _stars(
+    pairs: IntArray, seen: dict[int, npt.NDArray[np.uint8]], threshold: float
 ) -> dict[int, dict[int, float] | None]:
-    """item -> the places of its versions with their likeness to it; None for an item that is another's version.
+    """place -> the places of its versions with their likeness to it; None for a place that is another's version.
 
     Each group has a first one, to which every other was compared: likeness does not wander from one to the next.
     """
-    if len(rows) < 2:
-        return {}
-    pairs = near_pairs(np.stack([vectors[row.item] for row in rows]))
-    places = np.unique(pairs).tolist()
-    greys = _greys([rows[place].path for place in places], progress)
-    seen = {place: grey for place, grey in zip(places, greys, strict=True) if grey is not None}
-    partners = _partners(pairs, seen)
     found: dict[int, dict[int, float] | None] = {}
     taken: set[int] = set()
-    for group in _connected(seen, partners, threshold):
+    for group in _connected(seen, _partners(pairs, seen), threshold):
         for first in group:  # by worth
             if first in taken:
                 continue
@@ -127,8 +270,8 @@ def _versions(
             scores = likenesses(seen[first], np.stack([seen[place] for place in rest])) if rest else np.empty(0)
             versions = {place: float(score) for place, score in zip(rest, scores, strict=True) if score >= threshold}
             taken |= {first, *versions}
-            found[rows[first].item] = versions
-            found |= {rows[place].item: None for place in versions}
+            found[first] = versions
+            found |= dict.fromkeys(versions)
     return found
 
 
@@ -161,9 +304,9 @@ def alike(paths: Sequence[str | None], vectors: FloatArray, threshold: float = T
     A file that is None or cannot be read is like no other.
     """
     pairs = near_pairs(vectors) if len(vectors) > 1 else np.empty((0, 2), np.int64)
-    places = np.unique(pairs).tolist()
-    greys = _greys([paths[place] for place in places], lambda progress: None)
-    seen = {place: grey for place, grey in zip(places, greys, strict=True) if grey is not None}
+    wanted = {place: path for place in np.unique(pairs).tolist() if (path := paths[place]) is not None}
+    greys = {path: grey for path, _, grey in _greys(list(dict.fromkeys(wanted.values()))) if grey is not None}
+    seen = {place: greys[path] for place, path in wanted.items() if path in greys}
     found: list[tuple[int, int]] = []
     for one, others in _partners(pairs, seen).items():
         scores = likenesses(seen[one], np.stack([seen[other] for other in others]))
@@ -205,25 +348,19 @@ def near_pairs(vectors: FloatArray, near: float = NEAR) -> IntArray:
     return unique
 
 
-def _greys(paths: Sequence[str | None], progress: "Callable[[Progress], None]") -> list[npt.NDArray[np.uint8] | None]:
-    """(SIDE, SIDE) uint8 of each file; None where it has none, or cannot be read any more."""
+def _greys(paths: Sequence[str]) -> Iterator[tuple[str, str | None, npt.NDArray[np.uint8] | None]]:
+    """Of each file its path, content hash and (SIDE, SIDE) uint8; None and None where it cannot be read any more."""
+    if not paths:
+        return
     from mmsearch.decoding import DecodePool, Skip  # here, with what they import: a search has no use for them
     from mmsearch.encoders.preprocess import PixelSpec
-    from mmsearch.ingest import Progress
 
-    read: dict[str, npt.NDArray[np.uint8]] = {}
-    files = [path for path in paths if path is not None]
-    done = skipped = 0
-    progress(Progress(0, len(files), 0))
     with DecodePool(PixelSpec(SIDE, SIDE, resize="squash", interpolation="bilinear")) as pool:
-        for path, decoded in pool.decode(files):
-            done += 1
+        for path, decoded in pool.decode(paths):
             if isinstance(decoded, Skip):
-                skipped += 1
+                yield path, None, None
             else:
-                read[path] = grey(decoded.pixels)
-            progress(Progress(done, len(files), skipped))
-    return [None if path is None else read.get(path) for path in paths]
+                yield path, decoded.facts.content_hash, grey(decoded.pixels)
 
 
 def grey(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

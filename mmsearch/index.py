@@ -382,16 +382,21 @@ class Index:
         """Pictures that are one picture: copies to the byte, and the same resized, recompressed, recoloured or cut.
 
         threshold: the least likeness of pixels, from above 0 to 1, that makes two pictures one; with 1 only copies to
-        the byte are given, and no file is read. Else files of pictures whose vectors are near are read again; where one
-        is gone, and for pictures from memory, only copies to the byte are known. progress: gets how many were read of
-        those; what it raises ends the work. Groups that take the most disk come first. Raises UsageError.
+        the byte are given. The files of copies, and of pictures whose vectors are near, are read again: what is gone
+        or has changed since it was indexed is left out, and of the several paths of one file (links, hard links) the
+        others. Of pictures from memory only copies are known. progress: gets how many files were read; what it raises
+        ends the work. Groups that take the most disk come first. Before you delete, later, ask `Group.as_now`. Raises
+        UsageError.
         """
         if not 0 < threshold <= 1:
             raise UsageError(f"threshold is a likeness above 0, and 1 at the most, not {threshold:g}.")
         with self._opened.there().read() as reader:
             pictures = reader.pictures(_folders(under))
             vectors = {} if threshold == 1 else reader.vectors([row.item for row in pictures])
-        return duplicates.find(pictures, vectors, threshold, progress)
+        found = duplicates.find(pictures, vectors, threshold, progress)
+        for line in found.remarks():
+            self._opened.notify(line)
+        return list(found.groups)
 
     def status(self) -> Status:
         """What the index holds, its model, its size, and every file that was skipped with the reason."""

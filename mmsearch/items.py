@@ -31,6 +31,7 @@ class Item:
     captions: tuple[str, ...] = ()  # of a picture, in the order in which they were put in
     size_bytes: int | None = None  # of the file, when it was read
     modified_ns: int | None = None  # its time of change then, since 1970
+    content_hash: str | None = None  # of all that it held then (mmsearch.hashing)
 
 
 def item(reader: Reader, number: int) -> Item:
@@ -54,6 +55,7 @@ def item(reader: Reader, number: int) -> Item:
         captions=reader.captions(number),
         size_bytes=None if file is None else file.size_bytes,
         modified_ns=None if file is None else file.modified_ns,
+        content_hash=None if file is None else file.content_hash,
     )
 
 

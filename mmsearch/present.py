@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from mmsearch.search import Hit
 
 if TYPE_CHECKING:
-    from mmsearch.duplicates import Group
+    from mmsearch.duplicates import Copy, Group
     from mmsearch.index import Status
 
 TEXT_COLUMNS_MIN = 24  # what a long path has to leave to the text before it
@@ -50,6 +50,11 @@ def one_line(text: str) -> str:
 def file_url(path: str) -> str:
     """The file:// address of an absolute path, its bytes percent-encoded."""
     return Path(path).as_uri()
+
+
+# How xargs reads a line: words between blanks, which quotes and backslashes keep together
+_XARGS_TOKEN = re.compile(r"""'[^']*'|"[^"]*"|\\.|[^\\]""", re.DOTALL)
+_XARGS_PART = re.compile(r"""(?:'[^']*'|"[^"]*"|\\.|[^\s\\])+""", re.DOTALL)
 
 
 # ---- tables
@@ -194,7 +199,20 @@ def groups_json(groups: "Sequence[Group]") -> str:
 
 def group_object(group: "Group") -> dict[str, Any]:
     """A group of duplicates as JSON has it."""
-    return {"spare_bytes": group.spare_bytes, "copies": [asdict(copy) for copy in group.copies]}
+    return {"spare_bytes": group.spare_bytes, "copies": [_copy_object(copy) for copy in group.copies]}
+
+
+def _copy_object(copy: "Copy") -> dict[str, Any]:
+    return {
+        "id": copy.id,
+        "path": copy.path,
+        "width": copy.width,
+        "height": copy.height,
+        "size_bytes": copy.size_bytes,
+        "likeness": copy.likeness,
+        "is_exact": copy.is_exact,
+        "frees_bytes": copy.frees_bytes,
+    }
 
 
 def status_object(status: "Status") -> dict[str, Any]:
@@ -242,18 +260,33 @@ def groups_table(groups: "Sequence[Group]", *, hyperlinks: bool, width: int) -> 
     return table(("", "likeness", "pixels", "file", "path"), rows, right=(0, 2, 3), width=width, links=links)
 
 
-def spare_paths(groups: "Sequence[Group]", *, nul: bool) -> bytes:
-    """The paths of all copies but the first of each group, in the very bytes of the file system; for xargs."""
-    end = b"\0" if nul else b"\n"
-    paths = [copy.path for group in groups for copy in group.copies[1:] if copy.path is not None]
-    return b"".join(os.fsencode(path) + end for path in paths)
+def spare_paths(groups: "Sequence[Group]") -> list[str]:
+    """The paths of all copies but the first of each group."""
+    return [copy.path for group in groups for copy in group.copies[1:] if copy.path is not None]
 
 
 def hits_paths(hits: Sequence[Hit], *, nul: bool) -> bytes:
-    """The paths of the hits, best first, each once, in the very bytes of the file system; for xargs.
+    """The paths of the hits, best first, each once, as `path_list` writes them. Items without a path are left out."""
+    return path_list(dict.fromkeys(hit.path for hit in hits if hit.path is not None), nul=nul)
 
-    nul: end each with a NUL byte (xargs -0) instead of a newline. Items that have no path are left out.
-    """
+
+def path_list(paths: Iterable[str], *, nul: bool) -> bytes:
+    """Paths in the very bytes of the file system, for xargs. nul: each ends with a NUL byte, not with a newline."""
     end = b"\0" if nul else b"\n"
-    paths = dict.fromkeys(hit.path for hit in hits if hit.path is not None)
     return b"".join(os.fsencode(path) + end for path in paths)
+
+
+def is_safe_in_lines(path: str) -> bool:
+    """Whether `xargs rm`, which splits lines at blanks and takes quotes away, can do no harm to anything but the path.
+
+    Never where the path holds a newline. With a blank, `my pictures/a.jpg` would be `my` and `pictures/a.jpg`: safe
+    where neither is there, and neither reads as an option.
+    """
+    if "\n" in path:
+        return False
+    parts = ["".join(map(_unquoted, part)) for part in map(_XARGS_TOKEN.findall, _XARGS_PART.findall(path))]
+    return parts == [path] or not any(part.startswith("-") or os.path.lexists(part) for part in parts if part)
+
+
+def _unquoted(token: str) -> str:
+    return token[1:] if token.startswith("\\") else token[1:-1] if token[0] in "'\"" and len(token) > 1 else token

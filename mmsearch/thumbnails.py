@@ -54,10 +54,13 @@ class Thumbnails:
         with self._lock:
             self._forget_connection()
 
-    def tag(self, path: str, size_px: int) -> str | None:
-        """What `get` would give for the file as it is now, for a client that may have it; None where it is gone."""
+    def tag(self, path: str, size_px: int, facts: os.stat_result | None = None) -> str | None:
+        """What `get` would give for the file as it is now, for a client that may have it; None where it is gone.
+
+        facts: of the file, where it is open.
+        """
         try:
-            facts = os.stat(path)
+            facts = facts or os.stat(path)
         except (OSError, ValueError):
             return None
         key = f"{size_px} {facts.st_mtime_ns} {facts.st_size} ".encode() + os.fsencode(path)
@@ -68,14 +71,20 @@ class Thumbnails:
         tag = self.tag(path, size_px)
         if tag is None:
             return Skip(path, "is not there any more", transient=True)
-        kept = self._kept(tag)
-        if kept is not None:
-            return Thumbnail(kept, tag)
+        return self.kept(tag) or self.make(path, size_px, tag)
+
+    def make(self, path: str, size_px: int, tag: str) -> Thumbnail | Skip:
+        """From the file, kept by its tag; or why there is none."""
         ((_, made),) = self._pool.thumbnails([path], size_px)
         if isinstance(made, Skip):
             return made
         self._keep(tag, made)
         return Thumbnail(made, tag)
+
+    def kept(self, tag: str) -> Thumbnail | None:
+        """What was made before."""
+        jpeg = self._kept(tag)
+        return None if jpeg is None else Thumbnail(jpeg, tag)
 
     def _kept(self, tag: str) -> bytes | None:
         now = int(time.time())

@@ -244,6 +244,107 @@ def test_one_scrolls_to_the_last_in_a_busy_browser(open_page: Any, served: Serve
     scroll_to_the_last(page, EACH * len(COLOURS) + 1)
 
 
+# Who holds the End key, or drags the bar, is at the end again before the browser has drawn what came last.
+AT_THE_END = """
+addEventListener('DOMContentLoaded', () => new MutationObserver(() => setTimeout(() => scrollTo(0, 1e9), 0))
+  .observe(document.querySelector('#results'), { childList: true }));
+"""
+# A machine that has much else to do: little is drawn in a second.
+BUSY = "setInterval(() => { for (const end = performance.now() + 250; performance.now() < end;); }, 300);"
+
+
+@pytest.mark.parametrize(
+    "hindrance", [AT_THE_END, pytest.param(AT_THE_END + BUSY, marks=pytest.mark.slow)], ids=["quick hands", "busy"]
+)
+def test_loading_on_never_stalls(open_page: Any, tmp_path: Path, hindrance: str) -> None:
+    total = 700
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        index.add_texts([f"red {number}" for number in range(total)])
+        with serving(index) as served:
+            page = open_page("about:blank")
+            page.add_init_script(hindrance)
+            page.goto(f"{served.url}/?q=red")
+            page.get_by_text(f"{total} results").wait_for()
+            assert page.locator(".tile").count() == total
+
+
+@pytest.mark.slow
+def test_loading_on_goes_to_the_end_of_many_pages(open_page: Any, tmp_path: Path) -> None:
+    total = 3_000
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        index.add_texts([f"red {number}" for number in range(total)])
+        with serving(index) as served:
+            page = open_page(f"{served.url}/?q=red")
+            page.locator(".tile").first.wait_for()
+            while page.locator("#count").text_content() != f"{total:,} results":
+                before = page.locator(".tile").count()
+                page.evaluate("() => scrollTo(0, 1e9)")
+                page.wait_for_function(f"() => document.querySelectorAll('.tile').length > {before}")
+                if before % 7 == 0:  # and now and then to another view and back
+                    page.locator("#show-map").click()
+                    page.wait_for_timeout(50)
+                    page.go_back()
+            assert page.locator(".tile").count() == total
+
+
+def test_a_page_that_could_not_be_loaded_is_asked_for_by_hand(open_page: Any, served: Served) -> None:
+    page = open_page(served.url)
+    asked = []
+
+    def refuse(route: Any) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=503, content_type="application/problem+json", body='{"detail": "Too busy."}')
+
+    page.route(lambda url: "/api/search" in url and "cursor=" in url, refuse)
+    search(page, "red")
+    button = page.locator("#end").get_by_role("button", name="Try again")
+    button.wait_for()
+    for _ in range(5):
+        page.mouse.wheel(0, 4000)
+        page.wait_for_timeout(40)
+    assert len(asked) == 1
+    page.unroute_all()
+    button.click()
+    page.wait_for_function("() => document.querySelectorAll('.tile').length > 60")
+    page.complaints[:] = [said for said in page.complaints if "503" not in said]  # the browser's own, of the refusal
+
+
+def test_what_a_filter_takes_is_said_in_words(open_page: Any, served: Served) -> None:
+    page = open_page(f"{served.url}/?q=red")
+    page.locator("#show-filters").click()
+    for name, wrong, said in (("after", "July 2023", "as 2023, 2023-07"), ("near", "Paris", "a distance in km, as")):
+        box = page.locator(f"[name={name}]")
+        box.fill(wrong)
+        page.get_by_role("button", name="Apply").click()
+        assert said in box.evaluate("input => input.validationMessage")
+        box.fill("")
+        assert box.evaluate("input => input.validationMessage") == ""
+    page.goto(f"{served.url}/?q=red&after=2023-13")
+    page.get_by_text("'after' takes a date as 2023, 2023-07 or 2023-07-14.").wait_for()
+    page.complaints[:] = [said for said in page.complaints if "422" not in said]
+
+
+@pytest.mark.parametrize("width", [320, 761, 1280])
+@pytest.mark.parametrize("chips", [1, 9])
+def test_the_head_keeps_its_form_with_chips_in_it(open_page: Any, served: Served, width: int, chips: int) -> None:
+    ids = [hit["id"] for hit in served.http.get("/api/search?q=red&kind=image&k=20").json()["hits"]][:chips]
+    page = open_page(f"{served.url}/?q=red+wall", viewport={"width": width, "height": 600})
+    parts = ".brand, #search, #words, #choose, #show-filters, #show-map, #show-status"
+    boxes = f"() => [...document.querySelectorAll('{parts}')].map((part) => part.getBoundingClientRect().toJSON())"
+    page.locator(".tile").first.wait_for()
+    bare = page.evaluate(boxes)
+    page.goto(f"{served.url}/?q=red+wall&{'&'.join(f'like={id}' for id in ids)}")
+    page.locator(".chip").nth(chips - 1).wait_for(state="attached")
+    page.locator(".tile").first.wait_for()
+    assert page.evaluate(boxes) == bare  # everything stands where it stood
+    row = page.locator("#chips").evaluate("row => row.getBoundingClientRect().toJSON()")
+    assert row["top"] >= max(box["bottom"] for box in bare) and row["bottom"] - row["top"] <= 100
+    assert row["left"] >= 0 and row["right"] <= width
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator(".chip .icon").last.click()  # even the last one is within reach
+    page.wait_for_function(f"() => document.querySelectorAll('.chip').length === {chips - 1}")
+
+
 @pytest.mark.slow
 def test_a_hit_says_what_it_is_and_why_it_was_found(open_page: Any, served: Served, folder: Path) -> None:
     page = open_page(f"{served.url}/?q=red+wall&kind=image")

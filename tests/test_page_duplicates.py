@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmsearch import Index
 from tests.chromium import Open, check_accessibility, needs_chromium
@@ -55,6 +56,28 @@ def test_duplicates_are_found_and_chosen(open_page: Open, served: Served, tmp_pa
     page.locator("#duplicates").wait_for(state="hidden")
     page.go_forward()
     page.get_by_text("2 groups; 2 spare pictures").wait_for()  # still known
+
+
+def test_all_but_the_first_of_every_group_are_selected_and_not_of_those_listed_alone(
+    open_page: Open, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(90):
+        Image.new("RGB", (6, 6), (number, 0, 0)).save(tmp_path / "in" / f"{number}.bmp")
+        shutil.copy(tmp_path / "in" / f"{number}.bmp", tmp_path / "in" / f"{number} copy.bmp")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(tmp_path / "in")
+        served.http.post("/api/duplicates", json={"threshold": 1})
+        page = open_page(f"{served.url}/?view=duplicates")
+        page.get_by_text("90 groups; 90 spare pictures").wait_for()
+        assert page.locator(".groups > li").count() == 40
+        page.get_by_role("button", name="Select all but the first of each").click()
+        page.get_by_text("90 selected").wait_for()
+        with page.expect_download() as download:
+            page.locator("#selection").get_by_role("button", name="Paths").click()
+        download.value.save_as(tmp_path / "paths")
+        paths = (tmp_path / "paths").read_text().splitlines()
+        assert len(set(paths)) == 90 and all(path.endswith(" copy.bmp") for path in paths)
 
 
 def test_duplicates_are_gone_through_by_keys(open_page: Open, served: Served) -> None:

@@ -5,9 +5,13 @@ import io
 import json
 import os
 import re
+import shutil
+import struct
+import subprocess
 import time
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +20,7 @@ import pytest
 
 from mmsearch import Index
 from mmsearch.present import hit_object
+from mmsearch.serve.files import zipped
 from mmsearch.serve.settings import Limits, Settings
 from tests.colours import COLOURS, ColourEncoder, plain, swatch
 from tests.served import Served, serving
@@ -246,6 +251,71 @@ def test_a_selection_is_a_zip_with_each_file_once_and_what_is_missing(served: Se
     assert served.http.post("/api/zip", json={"ids": ["nobody"]}).status_code == 404
 
 
+def test_a_zip_keeps_folders_and_times_and_tells_equal_names_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    times = {"2019/a.png": 1_550_000_001, "2019/A.png": 0, "2020/a.png": 2_000_000_000, "2020/tr\u00e8s/b.png": 5e9}
+    for name, modified_s in times.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        plain("red").save(folder / name)
+        os.utime(folder / name, (modified_s, modified_s))
+    plain("red").save(folder / "2020" / "gone.png")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(folder)
+        ids = [hit["id"] for hit in search(served, q="red", k=50)]
+        (folder / "2020" / "gone.png").unlink()
+        archive = zipfile.ZipFile(io.BytesIO(served.http.post("/api/zip", json={"ids": ids}).content))
+    assert {name.casefold() for name in archive.namelist()} == {
+        *("2019/a.png", "2019/a (2).png", "2020/a.png", "2020/tr\u00e8s/b.png", "missing.txt")
+    }
+    assert "gone.png: no such file" in archive.read("missing.txt").decode()
+    assert archive.testzip() is None
+    by_name = {entry.filename: entry for entry in archive.infolist()}
+    local = time.localtime(2_000_000_000)[:6]
+    assert by_name["2020/a.png"].date_time == (*local[:5], local[5] // 2 * 2)
+    assert struct.unpack("<2sHBi", by_name["2020/a.png"].extra[-9:]) == (b"UT", 5, 1, 2_000_000_000)
+    assert {by_name["2020/tr\u00e8s/b.png"].date_time[0], by_name["missing.txt"].date_time[0]} == {
+        2107,
+        time.localtime().tm_year,
+    }
+
+
+def test_a_zip_has_any_number_of_files(tmp_path: Path) -> None:
+    plain("red", (4, 4)).save(tmp_path / "a.bmp")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(tmp_path / "a.bmp")
+        index.add_texts(["red"] * 1_300)
+        ids = [f"mm-{number}" for number in range(1, 1_302)]
+        archive = zipfile.ZipFile(io.BytesIO(served.http.post("/api/zip", json={"ids": ids}).content))
+    assert archive.namelist() == ["a.bmp", "missing.txt"]
+    assert len(archive.read("missing.txt").splitlines()) == 1_300  # which came from memory
+
+
+@pytest.mark.slow
+def test_a_zip_of_more_files_than_the_old_form_holds_is_one_that_others_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    plain("red", (4, 4)).save(tmp_path / "in" / "0.bmp")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        index.add(tmp_path / "in")
+        (item,) = [index.item(index.search("red")[0].id)]
+        items = []
+        for number in range(66_000):
+            os.symlink("0.bmp", tmp_path / "in" / f"{number + 1}.bmp")
+            items.append(replace(item, path=str(tmp_path / "in" / f"{number + 1}.bmp")))
+        with open(tmp_path / "many.zip", "wb") as into:
+            for chunk in zipped(items, 10**12):
+                into.write(chunk)
+    assert len(zipfile.ZipFile(tmp_path / "many.zip").namelist()) == 66_000
+    if shutil.which("unzip"):
+        assert subprocess.run(["unzip", "-tqq", str(tmp_path / "many.zip")], check=False).returncode == 0
+
+
+def test_a_zip_reaches_whoever_asked_for_it_before_it_is_whole(served: Served) -> None:
+    ids = [hit["id"] for hit in search(served, q="red", kind="image", k=50)]
+    with served.http.stream("POST", "/api/zip", json={"ids": ids}) as answer:
+        assert "content-length" not in answer.headers
+        assert next(answer.iter_raw(16)).startswith(b"PK\x03\x04")
+
+
 def test_status_says_what_the_command_line_says_and_how_the_server_is(served: Served) -> None:
     status = served.http.get("/api/status").json()
     assert (status["images"], status["passages"], status["captions"]) == (37, 1, 1)
@@ -414,3 +484,93 @@ def test_the_server_says_when_it_has_too_much_to_do(tmp_path: Path) -> None:
             assert served.http.get("/healthz").json() == {"status": "ok"}
             time.sleep(1.5)
             assert served.http.get("/api/search?q=red").status_code == 200
+
+
+BODIES = ("/api/search", "/api/encode", "/api/items", "/api/zip", "/api/index", "/api/feedback", "/api/duplicates")
+BODIES_TOO = (*BODIES, "/api/session")
+MALFORMED = [
+    *(
+        b"",
+        b"x",
+        b"{",
+        b"[",
+        b'{"a"',
+        b"null",
+        b"5",
+        b'"text"',
+        b"[]",
+        b"[{}]",
+        b'{"nobody": 1}',
+        b"\xff\xfe",
+        b"{\x00}",
+    ),
+    b"[" * 900,
+    b'{"ids": 5, "texts": {}, "folders": "x", "query": [], "threshold": "high", "token": null, "terms": 7}',
+    b'{"ids": [], "texts": [], "folders": [], "query": "", "threshold": 7, "token": {}, "terms": [[]]}',
+    b'{"ids": [""], "texts": [null], "folders": [""], "query": 1, "threshold": null, "terms": [{"weight": "x"}]}',
+    b'{"terms": [{"vector": ["x"]}], "k": 0, "after": "tomorrow", "near": [1], "kind": "film", "cursor": "x"}',
+    b'{"terms": [{"picture": "x"}]}',
+    b'{"terms": [{"words": "x", "item": "y"}]}',
+    b'{"q": "red", "near": [1, 2, "x"], "where": [], "min_score": 5, "like": "x", "k": 1e999}',
+    b'{"' + b"long" * 5_000 + b'": 1}',
+]
+QUERIES = [
+    *("k=0", "k=x", "k=501", "k=", "kind=film", "after=tomorrow", "after=2023-02-31", "before=13.7.2023", "near=here"),
+    *("near=1,2", "cursor=%27%22%3C", "min_score=high", "min_score=nan", "where=%5B", "nobody=1", "q=" + "x" * 3_000),
+    *("q=", "like=", "like=nobody", "q=red&under=", "q=red&" + "&".join(["like=x"] * 50), "size=3", "weight=x"),
+]
+
+
+def check_is_plain(problem: dict[str, Any]) -> None:
+    """A sentence for people: none of the words of a validator, a parser or a framework."""
+    detail = problem["detail"]
+    assert re.match(r"[A-Z\"'/]", detail), detail
+    assert detail.endswith(".") and len(detail) <= 400, detail
+    for said in (detail, *(part["what"] for part in problem.get("errors") or [])):
+        assert not re.search(
+            r"should|pattern|\^|\[0-9|Field|Input|pydantic|Invalid|Value error|ctx|Traceback|body:|: \.", said
+        ), said
+        assert "  " not in said and ".." not in said.replace("…", "")
+
+
+@pytest.mark.parametrize("path", BODIES_TOO)
+def test_whatever_is_wrong_with_a_body_is_said_plainly(served: Served, path: str) -> None:
+    for kind in ("application/json", "text/plain"):
+        for body in MALFORMED:
+            answer = served.http.post(path, content=body, headers={"content-type": kind})
+            if answer.is_error:
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert 400 <= answer.status_code < 500, (body, answer.text)
+                check_is_plain(answer.json())
+            else:
+                assert path == "/api/duplicates" or body == b"{}", (path, body)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_whatever_is_wrong_with_an_address_is_said_plainly(served: Served, query: str) -> None:
+    for path in ("/api/search", "/api/lookup", "/api/duplicates", "/api/items/mm-1/thumbnail"):
+        answer = served.http.get(f"{path}?{query}")
+        if answer.is_error:
+            check_is_plain(answer.json())
+
+
+def test_what_is_no_address_or_no_method_of_one_is_said_plainly(served: Served) -> None:
+    for method, path in (("GET", "/nowhere"), ("PUT", "/api/search"), ("DELETE", "/"), ("GET", "/page/nothing.js")):
+        check_is_plain(served.http.request(method, path).json())
+    assert (
+        served.http.put("/api/index").json()["detail"]
+        == "The address /api/index takes DELETE and GET and POST, not PUT."
+    )
+
+
+def test_each_field_that_is_wrong_has_its_sentence(served: Served) -> None:
+    answer = served.http.get("/api/search?q=red&after=tomorrow&k=0&kind=film&near=here").json()
+    assert [part["what"] for part in answer["errors"]] == [
+        "'k' is 1 at the least.",
+        "'kind' is 'image' or 'text'.",
+        "'after' takes a date as 2023, 2023-07 or 2023-07-14.",
+        "'near' takes a latitude, a longitude and a distance in km, as 48.86,2.35,25.",
+    ]
+    assert answer["detail"].startswith("'k' is 1 at the least. 'kind' is")
+    body = served.http.post("/api/encode", content=b"x", headers={"content-type": "application/json"}).json()
+    assert body["detail"] == "The body is not JSON (line 1, column 1)."

@@ -3,19 +3,24 @@
 import contextlib
 import http.client
 import io
+import json
 import os
 import re
 import socket
+import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
 
 from mmsearch import Index, media
 from mmsearch.errors import Error, UsageError
@@ -278,6 +283,112 @@ def test_a_file_that_became_something_else_is_never_shown(tmp_path: Path) -> Non
                     assert "alert" not in answer.text and "SECRET" not in answer.text
                 archive = served.http.post("/api/zip", json={"ids": [hit["id"]]})
                 assert b"SECRET" not in archive.content
+
+
+def _swap_file(folder: Path, outside: Path) -> None:
+    for name in ("a.png", "note.txt"):
+        (folder / "inner" / name).unlink()
+        (folder / "inner" / name).symlink_to(outside / name)
+
+
+def _swap_folder(folder: Path, outside: Path) -> None:
+    (folder / "inner").rename(folder / "before")
+    (folder / "inner").symlink_to(outside)
+
+
+def _swap_root(folder: Path, outside: Path) -> None:
+    folder.rename(folder.parent / "before")
+    (outside / "inner").symlink_to(".")
+    folder.symlink_to(outside)
+
+
+def _link_hard(folder: Path, outside: Path) -> None:
+    for name in ("a.png", "note.txt"):
+        (folder / "inner" / name).unlink()
+        os.link(outside / name, folder / "inner" / name)
+
+
+@pytest.mark.parametrize("swap", [_swap_file, _swap_folder, _swap_root, _link_hard])
+@pytest.mark.parametrize("has_same_time", [True, False])
+def test_what_a_later_link_leads_to_is_never_served(
+    tmp_path: Path, swap: Callable[[Path, Path], None], has_same_time: bool
+) -> None:
+    folder, outside = Path(os.path.realpath(tmp_path)) / "in", tmp_path / "outside"
+    (folder / "inner").mkdir(parents=True)
+    outside.mkdir()
+    for where, colour, words in ((folder / "inner", "red", "red one"), (outside, "blue", "my secret")):
+        Image.new("RGB", (20, 20), colour).save(where / "a.png", compress_level=0)
+        (where / "note.txt").write_text(words[:7])
+    if has_same_time:
+        for name in ("a.png", "note.txt"):
+            indexed = (folder / "inner" / name).stat()
+            os.utime(outside / name, ns=(indexed.st_mtime_ns, indexed.st_mtime_ns))
+            assert (outside / name).stat().st_size == indexed.st_size
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(folder)
+        hits = served.http.get("/api/search?q=red&k=50").json()["hits"]
+        assert {hit["kind"] for hit in hits} == {"image", "text"}
+        secrets = [(outside / name).read_bytes() for name in ("a.png", "note.txt")]
+        swap(folder, outside)
+        for hit in hits:
+            assert served.http.get(f"/api/items/{hit['id']}/file").status_code == 410
+            assert served.http.get(f"/api/items/{hit['id']}/thumbnail").status_code in (404, 410)
+            archive = served.http.post("/api/zip", json={"ids": [hit["id"]]})
+            assert zipfile.ZipFile(io.BytesIO(archive.content)).namelist() == ["missing.txt"]
+            assert not any(secret in archive.content for secret in secrets)
+
+
+def test_what_was_indexed_through_links_is_served_as_long_as_it_is_that(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    plain("red").save(tmp_path / "real" / "a.png")
+    (tmp_path / "real" / "note.txt").write_text("red")
+    (tmp_path / "link").symlink_to("real")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(tmp_path / "link")
+        hits = served.http.get("/api/search?q=red&k=50").json()["hits"]
+        for hit in hits:
+            assert served.http.get(f"/api/items/{hit['id']}/file").content == Path(hit["path"]).read_bytes()
+        plain("blue").save(tmp_path / "real" / "a.png")
+        (tmp_path / "real" / "note.txt").write_text("dew")
+        for hit in hits:
+            assert served.http.get(f"/api/items/{hit['id']}/file").status_code == 410
+
+
+def test_a_picture_that_was_edited_where_it_lies_is_served(tmp_path: Path) -> None:
+    folder = Path(os.path.realpath(tmp_path)) / "in"
+    folder.mkdir()
+    plain("red").save(folder / "a.png")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(folder)
+        (hit,) = served.http.get("/api/search?q=red").json()["hits"]
+        plain("blue").save(folder / "a.png")
+        assert served.http.get(f"/api/items/{hit['id']}/file").content == (folder / "a.png").read_bytes()
+        assert served.http.get(f"/api/items/{hit['id']}/thumbnail").status_code == 200
+
+
+@pytest.mark.slow
+def test_no_race_of_links_gets_a_file_from_elsewhere(tmp_path: Path) -> None:
+    """A folder is swapped for a link and back as fast as it can be, while the file is asked for."""
+    folder = Path(os.path.realpath(tmp_path)) / "in"
+    (folder / "inner").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    plain("red").save(folder / "inner" / "a.png")
+    plain("blue").save(tmp_path / "outside" / "a.png")
+    secret = (tmp_path / "outside" / "a.png").read_bytes()
+    (folder / "link").symlink_to(tmp_path / "outside")
+    pairs = [("inner", "x"), ("link", "inner"), ("inner", "link"), ("x", "inner")]
+    swap = f"import os\nwhile True:\n for one, other in {pairs}: os.rename(one, other)"
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index, serving(index) as served:
+        index.add(folder / "inner")
+        (hit,) = served.http.get("/api/search?q=red").json()["hits"]
+        swapping = subprocess.Popen([sys.executable, "-c", swap], cwd=folder)
+        try:
+            answers = [served.http.get(f"/api/items/{hit['id']}/file") for _ in range(1_500)]
+        finally:
+            swapping.kill()
+            swapping.wait()
+        assert {answer.status_code for answer in answers} == {200, 410}
+        assert not any(answer.content == secret for answer in answers)
 
 
 def test_a_text_is_downloaded_as_text(served: Served) -> None:
@@ -561,3 +672,143 @@ def raw(served: Served, request: bytes) -> bytes:
         while b"\r\n\r\n" not in said and (part := connection.recv(2**16)):
             said += part
         return said
+
+
+# Clients that hang up, hold on, or come in crowds
+
+
+@pytest.fixture
+def hung_up(tmp_path: Path) -> Iterator[Served]:
+    """A server with a file that is too large for any buffer."""
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (1_400, 1_400)).save(tmp_path / "in" / "large.bmp")
+    plain("red").save(tmp_path / "in" / "red.png")
+    limits = Limits(body_seconds=5, header_seconds=1, uploads_bytes=1_000_000, take_seconds=0.5, connections=40)
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        index.add(tmp_path / "in")
+        with serving(index, Settings(port=0, allowed=(str(tmp_path / "in"),), limits=limits)) as served:
+            yield served
+
+
+def connected(served: Served) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", served.settings.port), timeout=10)
+
+
+def hang_up(connection: socket.socket, *, rudely: bool) -> None:
+    """Close; rudely, with a reset, as a program does that is killed."""
+    if rudely:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+UPLOAD = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+
+
+@pytest.mark.parametrize("rudely", [True, False])
+def test_a_client_that_hangs_up_anywhere_leaves_no_trace_in_the_log(
+    hung_up: Served, caplog: pytest.LogCaptureFixture, rudely: bool
+) -> None:
+    caplog.set_level("WARNING")
+    ids = [hit["id"] for hit in hung_up.http.get("/api/search?q=black&k=5").json()["hits"]]
+    asked = json.dumps({"ids": ids}).encode()
+    posted = b"POST /api/zip HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    conversations = [  # what is sent, and how much of the answer is read before hanging up
+        (b"GET /api/st", 0),
+        (UPLOAD + b"Content-Length: 900000\r\n\r\n" + bytes(1_000), 0),
+        (UPLOAD + b"Content-Length: 900000\r\n\r\n" + bytes(300_000), 0),
+        (UPLOAD + b"Content-Length: 900000\r\nExpect: 100-continue\r\n\r\n", 10),
+        (UPLOAD + b"Transfer-Encoding: chunked\r\n\r\n10000\r\n" + bytes(2**16), 0),
+        (posted + b"Content-Length: 900\r\n\r\n{", 0),
+        (posted + f"Content-Length: {len(asked)}\r\n\r\n".encode() + asked, 300),
+        (posted + f"Content-Length: {len(asked)}\r\n\r\n".encode() + asked, 0),
+        *((f"GET /api/items/{id}/file HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), 300) for id in ids),
+        *((f"GET /api/items/{id}/thumbnail HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), 0) for id in ids),
+        (b"GET /api/index/events HTTP/1.1\r\nHost: localhost\r\n\r\n", 100),
+        (b"GET /api/search?q=red HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5, 0),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 1),
+    ]
+    for sent, read in conversations:
+        connection = connected(hung_up)
+        with contextlib.suppress(OSError):
+            connection.sendall(sent)
+            while read > 0 and (said := connection.recv(read)):
+                read -= len(said)
+            time.sleep(0.02)
+        hang_up(connection, rudely=rudely)
+    assert hung_up.http.get("/healthz").status_code == 200
+    time.sleep(0.3)
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+    assert upload_is_read(hung_up)  # nothing is held of those that were not finished
+
+
+def upload_is_read(served: Served) -> bool:
+    """Whether there is room for an upload that is nearly as large as all together may be."""
+    picture = io.BytesIO()
+    Image.effect_noise((900, 900), 80).save(picture, "PNG", compress_level=0)
+    answer = served.http.post("/api/search", content=picture.getvalue(), headers={"content-type": "image/png"})
+    return answer.status_code == 200
+
+
+def test_uploads_that_are_not_finished_hold_no_more_than_is_allowed_together(hung_up: Served) -> None:
+    with contextlib.ExitStack() as open_:
+        said = []
+        for _ in range(12):
+            connection = open_.enter_context(connected(hung_up))
+            with contextlib.suppress(OSError):
+                connection.sendall(UPLOAD + b"Content-Length: 900000\r\n\r\n" + bytes(200_000))
+            time.sleep(0.05)
+            connection.settimeout(0.2)
+            try:
+                said.append(connection.recv(2_000))
+            except OSError:
+                said.append(b"")  # waited for
+        refused_ones = [one for one in said if one]
+        assert len(refused_ones) >= 12 - 5 and all(b" 503 " in one and b"Try again" in one for one in refused_ones)
+        assert not upload_is_read(hung_up)
+        assert hung_up.http.get("/api/search?q=red").status_code == 200
+    time.sleep(0.2)
+    assert upload_is_read(hung_up)
+
+
+def test_a_crowd_of_idle_connections_gives_way_to_who_asks(hung_up: Served) -> None:
+    with contextlib.ExitStack() as open_:
+        idle = [open_.enter_context(connected(hung_up)) for _ in range(120)]
+        with httpx2.Client(base_url=hung_up.url) as newcomer:
+            assert newcomer.get("/healthz").status_code == 200
+        assert idle[0].recv(10) == b""  # the oldest was closed
+
+
+def test_who_takes_nothing_of_an_answer_is_not_waited_for(hung_up: Served) -> None:
+    (large,) = [hit["id"] for hit in hung_up.http.get("/api/search?q=black&k=1").json()["hits"]]
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    connection.connect(("127.0.0.1", hung_up.settings.port))
+    with connection:
+        connection.sendall(f"GET /api/items/{large}/file HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        time.sleep(1.2)
+        got = 0
+        with contextlib.suppress(OSError):  # a reset
+            while said := connection.recv(2**20):
+                got += len(said)
+        assert got < 5_000_000
+
+
+def test_a_file_that_becomes_shorter_ends_its_answer_and_nothing_else(
+    hung_up: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (large,) = [hit["id"] for hit in hung_up.http.get("/api/search?q=black&k=1").json()["hits"]]
+    with pytest.raises(httpx2.HTTPError), hung_up.http.stream("GET", f"/api/items/{large}/file") as answer:
+        chunks = answer.iter_raw(1_000)
+        next(chunks)
+        os.truncate(tmp_path / "in" / "large.bmp", 50_000)
+        for _ in chunks:
+            pass
+    assert hung_up.http.get("/healthz").status_code == 200
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize("opening", ["[", '{"texts":[', '{"a":'])
+def test_deep_json_is_one_sentence(served: Served, opening: str) -> None:
+    for path in ("/api/encode", "/api/search", "/api/zip", "/api/items", "/api/duplicates"):
+        answer = served.http.post(path, content=opening * 4_000, headers={"content-type": "application/json"})
+        assert answer.status_code == 422 and len(answer.json()["detail"]) < 200

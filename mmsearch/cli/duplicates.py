@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -9,7 +10,7 @@ from mmsearch.cli.printing import index_option, note
 from mmsearch.duplicates import THRESHOLD
 from mmsearch.index import Index
 from mmsearch.locations import index_folder
-from mmsearch.present import groups_json, groups_table, spare_paths
+from mmsearch.present import groups_json, groups_table, is_safe_in_lines, path_list, spare_paths
 
 
 @click.command(name="duplicates")
@@ -40,6 +41,9 @@ def duplicates_command(
     The first of a group has the most pixels. Likeness is how well the details of two small grey versions correlate;
     0.9 finds nearly all such copies, and may take icons that differ in a small sign for one. Look before you delete.
 
+    Links and hard links to one file are that file, not copies of it. The files are read again, and what has changed
+    since it was indexed is left out.
+
     \b
     Examples:
       mmsearch duplicates
@@ -57,7 +61,7 @@ def duplicates_command(
     if as_json:
         click.echo(groups_json(groups))
     elif as_paths:
-        click.echo(spare_paths(groups, nul=nul), nl=False)
+        _print_spares(spare_paths(groups), nul=nul)
     elif groups:
         terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size((100, 24)).columns
@@ -65,3 +69,15 @@ def duplicates_command(
     spare = sum(len(group.copies) - 1 for group in groups)
     megabytes = sum(group.spare_bytes for group in groups) / 1e6
     note(f"{len(groups):,} groups; {spare:,} spare pictures take {megabytes:,.1f} MB" if groups else "Nothing found.")
+
+
+def _print_spares(paths: Sequence[str], *, nul: bool) -> None:
+    """Print what somebody may hand to rm: nothing that would come apart on the way into the names of other files."""
+    printed = [path for path in paths if nul or is_safe_in_lines(path)]
+    click.echo(path_list(printed, nul=nul), nl=False)
+    if len(printed) < len(paths):
+        left = len(paths) - len(printed)
+        note(
+            f"{left:,} {'path' if left == 1 else 'paths'} not printed: with blanks, quotes or newlines in them, xargs "
+            "would take them for others. Take --paths -0 and xargs -0."
+        )

@@ -99,7 +99,7 @@ def make_app(service: Service) -> ASGIApp:
     _server_routes(app, service, metrics)
     _page_routes(app)
     _complete_openapi(app)
-    return Guard(app, service.settings, metrics)
+    return Guard(app, service.settings, metrics, service.uploads)
 
 
 def _search_routes(app: FastAPI, service: Service) -> None:
@@ -165,7 +165,7 @@ def _item_routes(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """The picture, its longer side at most `size` pixels; made once and kept."""
         if size not in THUMBNAIL_SIZES:
-            raise ProblemError("invalid", f"size is one of {', '.join(map(str, THUMBNAIL_SIZES))}.")
+            raise ProblemError("invalid", f"'size' is one of {', '.join(map(str, THUMBNAIL_SIZES))}.")
         held = request.headers.get("if-none-match", "").strip('"') or None
         headers = {"cache-control": "private, max-age=600, stale-while-revalidate=86400"}
         made = await service.thumbnail(id, size, held)
@@ -204,11 +204,11 @@ def _item_routes(app: FastAPI, service: Service) -> None:
         tags=["items"],
         response_class=Response,
         responses={200: {"content": {"application/zip": {}}, "description": "A zip, as it grows."}},
-        openapi_extra=_body(shapes.IdsIn),
+        openapi_extra=_body(shapes.ZipIn),
     )
     async def zip(request: Request) -> Response:
-        """The files of a selection as one zip; what cannot be read is listed in it."""
-        asked = await json_body(request, shapes.IdsIn, service)
+        """The files of a selection as one zip, in their folders; what cannot be read is listed in it."""
+        asked = await json_body(request, shapes.ZipIn, service)
         items = await service.reading.run(lambda: [service.index.item(id) for id in dict.fromkeys(asked.ids)])
         headers = {"content-disposition": 'attachment; filename="mmsearch.zip"'}
         limit = service.settings.limits.zip_bytes
@@ -330,8 +330,8 @@ def _map_routes(app: FastAPI, service: Service) -> None:
 def _duplicates_routes(app: FastAPI, service: Service) -> None:
     @app.get("/api/duplicates", response_model=shapes.DuplicatesOut, tags=["duplicates"])
     async def duplicates(params: Annotated[shapes.DuplicatesParams, Query()]) -> Response:
-        """How far the search for duplicates is, and its groups once it is done."""
-        return Escaped(service.duplicates.page(params.k, params.cursor))
+        """How far the search for duplicates is, and its groups once it is done, without what has changed since."""
+        return Escaped(await service.reading.run(lambda: service.duplicates.page(params.k, params.cursor)))
 
     @app.post(
         "/api/duplicates",
@@ -344,7 +344,7 @@ def _duplicates_routes(app: FastAPI, service: Service) -> None:
         """Look for pictures that are one, in the background."""
         asked = await json_body(request, shapes.DuplicatesIn, service)
         await service.reading.run(lambda: service.duplicates.start(asked.threshold, asked.under))
-        return Escaped(service.duplicates.page(1, None), 202)
+        return Escaped(await service.reading.run(lambda: service.duplicates.page(1, None)), 202)
 
 
 def _server_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
@@ -540,6 +540,7 @@ def _complete_openapi(app: FastAPI) -> None:
                 shapes.EncodeIn,
                 shapes.IndexIn,
                 shapes.IdsIn,
+                shapes.ZipIn,
                 shapes.FeedbackIn,
                 shapes.DuplicatesIn,
                 shapes.TokenIn,

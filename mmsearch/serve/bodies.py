@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from mmsearch.serve import shapes
 from mmsearch.serve.problems import ProblemError
@@ -25,10 +26,10 @@ async def json_body(request: Request, shape: type[B], service: Service) -> B:
     """The body as what it should be. Raises ProblemError, or RequestValidationError's answer."""
     if not is_json(request):  # which no form of another site can send
         raise ProblemError("media-type", "The body is JSON, with the content type application/json.")
-    # A picture in base64 makes JSON long
+    # A picture in base64 makes JSON long, and so does a large selection
     limits = service.settings.limits
-    most = limits.body_bytes if shape is shapes.SearchIn else limits.json_bytes
-    body = await _read(request, most, limits.body_seconds)
+    most = limits.body_bytes if shape in (shapes.SearchIn, shapes.ZipIn) else limits.json_bytes
+    body = await _read(request, most, service)
     try:
         return shape.model_validate_json(body, strict=True)
     except ValidationError as error:
@@ -40,25 +41,29 @@ class InvalidBodyError(Exception):
 
     def __init__(self, error: ValidationError) -> None:
         super().__init__(str(error))
-        self.errors = error.errors(include_url=False, include_context=False, include_input=False)
+        self.errors = error.errors(include_url=False, include_context=True, include_input=False)
 
 
-async def picture(request: Request, service: Service) -> bytes:
+async def picture(request: Request, service: Service) -> bytearray:
     kind = _content_type(request)
     if not (kind.startswith("image/") or kind == "application/octet-stream"):
         raise ProblemError("media-type", "The body is a picture file with the content type image/…, or JSON.")
-    return await _read(request, service.settings.limits.body_bytes, service.settings.limits.body_seconds)
+    return await _read(request, service.settings.limits.body_bytes, service)
 
 
-async def _read(request: Request, most_bytes: int, seconds: float) -> bytes:
+async def _read(request: Request, most_bytes: int, service: Service) -> bytearray:
     """The body; no more of it is held than may be sent, and nobody waits for it for ever."""
     body = bytearray()
+    seconds = service.settings.limits.body_seconds
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
+                service.uploads.take(request.scope, len(chunk))
                 body += chunk
                 if len(body) > most_bytes:
                     raise ProblemError("too-large", f"This body may have {most_bytes:,} bytes at the most.")
     except TimeoutError:
         raise ProblemError("malformed", f"The body did not arrive within {seconds:g} s.") from None
-    return bytes(body)
+    except ClientDisconnect:
+        raise ProblemError("malformed", "The client hung up before the body had arrived.") from None
+    return body

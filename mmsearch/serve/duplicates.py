@@ -65,7 +65,7 @@ class Duplicates:
             "groups_total": len(search.groups),
             "spare_total": sum(len(group.copies) - 1 for group in search.groups),
             "spare_bytes": sum(group.spare_bytes for group in search.groups),
-            "groups": [group_object(group) for group in search.groups[int(start) : end]],
+            "groups": [group_object(now) for group in search.groups[int(start) : end] if (now := group.as_now())],
             "cursor": f"{number}.{end}" if end < len(search.groups) else None,
         }
 

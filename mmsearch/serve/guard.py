@@ -14,12 +14,15 @@ from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mmsearch.serve.files import CutShortError
 from mmsearch.serve.metrics import Metrics
-from mmsearch.serve.problems import problem
+from mmsearch.serve.problems import log, problem
 from mmsearch.serve.settings import Limits, Settings, as_address, is_loopback
+from mmsearch.serve.uploads import Uploads
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -42,10 +45,11 @@ _WITHOUT_TOKEN = {"/healthz", "/api/session"}  # the page itself holds nothing o
 class Guard:
     """Checks each request before the app sees it, and sets each answer's headers."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, uploads: Uploads) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
+        self._uploads = uploads
         self._names = {"localhost", *(name.lower() for name in settings.names)}
         if not settings.is_local:
             self._names |= {socket.gethostname().lower(), settings.host.lower()}
@@ -72,8 +76,15 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(Headers(scope=scope), scope)
-        with self._metrics.request(scope, lambda: status):
-            await (refusal or self._app)(scope, receive, send_with_headers)
+        try:
+            with self._metrics.request(scope, lambda: status):
+                await (refusal or self._app)(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
+        except CutShortError as error:
+            log.warning("%s The connection is closed.", error)
+        finally:
+            self._uploads.give_back(scope)
 
     def _refusal(self, headers: Headers, scope: Scope) -> Response | None:
         limits = self._settings.limits

@@ -4,6 +4,7 @@
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +25,13 @@ from mmsearch.errors import (
     SourceError,
     UsageError,
 )
+from mmsearch.present import printable
+from mmsearch.serve.sentences import sentence, sentences
 
 MEDIA_TYPE = "application/problem+json"
+MOST_PARTS = 100  # of a request that are listed as wrong
+SAID_PARTS = 3
+SHOWN_LETTERS = 200
 log = logging.getLogger("mmsearch.serve")
 
 # name -> (status, title)
@@ -46,11 +52,15 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "long-headers": (431, "The headers are too long"),
     "internal": (500, "Something is broken in the server"),
     "busy": (503, "The server has too much to do"),
+    "full": (503, "The server has too much to do"),
     "unusable": (503, "The index cannot be used"),
 }
 
 # Where the rest of a body may still be on its way: it is hung up on, not read to its end
-UNREAD = ("malformed", "too-large", "too-long", "long-headers", "media-type", "forbidden", "token-needed", "wrong-host")
+UNREAD = (
+    *("malformed", "too-large", "too-long", "long-headers", "media-type", "forbidden", "token-needed", "wrong-host"),
+    "full",
+)
 
 # What the library raises -> name; the first that fits
 RAISED: tuple[tuple[type[Error], str], ...] = (
@@ -70,7 +80,7 @@ class Problem(BaseModel):
     type: str = Field(examples=["urn:mmsearch:problem:invalid"])
     title: str = Field(examples=["It makes no sense"])
     status: int = Field(examples=[422])
-    detail: str = Field(examples=["after takes a date as 2023, 2023-07 or 2023-07-14, not 'tomorrow'."])
+    detail: str = Field(examples=["'after' takes a date as 2023, 2023-07 or 2023-07-14, not 'tomorrow'."])
     errors: list[dict[str, Any]] | None = Field(None, description="Which parts of the request are wrong, and how.")
     error: str | None = Field(None, description="What the library calls it.", examples=["UsageError"])
 
@@ -123,7 +133,7 @@ def answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Error)
     async def raised_by_the_library(request: Request, error: Error) -> JSONResponse:
-        return problem(name_of(error), str(error), error=type(error).__name__)
+        return problem(name_of(error), _opened(str(error)), error=type(error).__name__)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -131,13 +141,23 @@ def answer_with_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def by_the_framework(request: Request, error: HTTPException) -> JSONResponse:
-        name = {404: "not-found", 405: "method"}.get(error.status_code, "malformed")
-        headers = {"allow": ", ".join(_methods(app, request))} if name == "method" else error.headers
-        return problem(name, f"{request.method} {request.url.path}: {error.detail}.", headers=headers)
+        path, method = printable(request.url.path[:SHOWN_LETTERS]), request.method
+        if error.status_code == 404:
+            return problem("not-found", f"There is nothing at {path}.", headers=error.headers)
+        if error.status_code == 405:
+            taken = _methods(app, request)
+            detail = f"The address {path} takes {' and '.join(taken)}, not {method}."
+            return problem("method", detail, headers={"allow": ", ".join(taken)})
+        return problem("malformed", "The request cannot be read.", headers=error.headers)
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
         return problem("internal", "This is a mistake in mmsearch; what the server printed says more.")
+
+
+def _opened(sentence: str) -> str:
+    """A sentence of the library's that begins with the name of an argument, as 'after' takes …, with it in quotes."""
+    return re.sub(r"^([a-z_]+)\b", r"'\1'", sentence)
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:
@@ -147,11 +167,6 @@ def _methods(app: FastAPI, request: Request) -> list[str]:
 
 
 def invalid_parts(errors: Sequence[Any]) -> JSONResponse:
-    """The problem that pydantic found with a body."""
-    detail, parts = _said(errors)
-    return problem("invalid", detail, errors=parts)
-
-
-def _said(errors: Sequence[Any]) -> tuple[str, list[dict[str, Any]]]:
-    parts = [{"where": ".".join(map(str, part["loc"])), "what": part["msg"]} for part in errors]
-    return "; ".join(f"{part['where']}: {part['what']}" for part in parts[:3]) + ".", parts
+    """The problem that pydantic found with a request."""
+    parts = [{"where": ".".join(map(str, error["loc"])), "what": sentence(error)} for error in errors[:MOST_PARTS]]
+    return problem("invalid", " ".join(sentences(errors)[:SAID_PARTS]), errors=parts)

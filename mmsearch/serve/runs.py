@@ -2,11 +2,11 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from mmsearch.errors import IndexLockedError
+from mmsearch.errors import IndexLockedError, UsageError
 from mmsearch.index import Index
 from mmsearch.ingest import Progress
 from mmsearch.planning import Report
@@ -30,8 +30,9 @@ class Run:
 class Runs:
     """The runs of one server."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, may_index: Callable[[str], bool]) -> None:
         self._index = index
+        self._may_index = may_index
         self._lock = threading.Lock()  # for all below
         self._run: Run | None = None
         self._background = Background("Indexing", self._go, self._broken)
@@ -68,6 +69,9 @@ class Runs:
             self._background.go_on()
 
         run = self._begun()
+        for folder in run.folders:
+            if not self._may_index(folder):  # by now: a link may have been put in its place
+                raise UsageError(f"{folder} may not be indexed from here.")
         report = self._index.add(*run.folders, progress=take)
         self._end(replace(self._begun(), state="done", report=report))
 

@@ -26,11 +26,13 @@ from mmsearch.index import Index
 from mmsearch.query import Query, Term
 from mmsearch.search import Hit
 from mmsearch.serve.duplicates import Duplicates
+from mmsearch.serve.files import checked, path_of
 from mmsearch.serve.maps import Maps
 from mmsearch.serve.problems import ProblemError, log
 from mmsearch.serve.runs import Runs
 from mmsearch.serve.settings import Limits, Settings
 from mmsearch.serve.shapes import MOST_DEEP, LookupParams, SearchIn, SearchParams, TermIn
+from mmsearch.serve.uploads import Uploads
 from mmsearch.serve.work import Work
 from mmsearch.thumbnails import Thumbnail, Thumbnails
 
@@ -54,10 +56,11 @@ class Service:
         limits = settings.limits
         self.index = index
         self.settings = settings
-        self.runs = Runs(index)
+        self.runs = Runs(index, settings.may_index)
         self.maps = Maps(index)
         self.duplicates = Duplicates(index)
         self.thumbnails = Thumbnails(index.folder)
+        self.uploads = Uploads(limits.uploads_bytes)
         self.is_ending = False  # set where the server begins to end: nobody watches a run any longer then
         self._model_state: ModelState = "none"
         self.model_error: str | None = None
@@ -105,11 +108,11 @@ class Service:
             log.exception("Loading the model")
             self._model_state, self.model_error = "failed", "A mistake in mmsearch; what the server printed says more."
 
-    async def decode(self, data: bytes) -> Decoded:
+    async def decode(self, data: bytes | bytearray) -> Decoded:
         """A picture from a stranger, decoded in a process of its own. Raises MediaError."""
         return await self.decoding.run(lambda: self._decode(data))
 
-    def _decode(self, data: bytes) -> Decoded:
+    def _decode(self, data: bytes | bytearray) -> Decoded:
         with self._making_decoder:
             if self._decoder is None:
                 self._decoder = DecodePool(pixels_of(self.index.encoder), timeout_s=DECODE_S)
@@ -127,9 +130,17 @@ class Service:
         item = self.index.item(id)
         if item.kind != "image" or item.path is None:
             raise ProblemError("not-found", f"'{id}' is a text, or came from memory; there is no picture of it.")
-        if tag is not None and tag == self.thumbnails.tag(item.path, size_px):
-            return None
-        made = self.thumbnails.get(item.path, size_px)
+        with checked(item) as (stream, facts, check), stream:
+            now = self.thumbnails.tag(item.path, size_px, facts)
+            assert now is not None  # it is there
+            if now == tag:
+                return None
+            kept = self.thumbnails.kept(now)
+            if kept is not None:
+                return kept
+            check()
+            with path_of(stream) as path:
+                made = self.thumbnails.make(path, size_px, now)
         if isinstance(made, Skip):
             raise ProblemError("gone", f"{item.path} {made.reason}. Index its folder again.")
         return made
@@ -166,7 +177,7 @@ class Service:
         )
         return Page(hits, None, _milliseconds_since(started))
 
-    async def query(self, asked: SearchParams | SearchIn, picture: bytes | None = None) -> Query | None:
+    async def query(self, asked: SearchParams | SearchIn, picture: bytes | bytearray | None = None) -> Query | None:
         """What is asked for; None where there is no more than a cursor."""
         terms = list(Query.parse(asked.q, opens_files=False).terms) if asked.q.strip() else []
         if picture is not None:
@@ -250,7 +261,7 @@ def _where(where: str | dict[str, Any] | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
-        raise UsageError('where is a JSON object, as {"price": {"<": 50}}.')
+        raise UsageError('The facts in "where" are a JSON object, as {"price": {"<": 50}}.')
     return facts
 
 
@@ -263,11 +274,11 @@ def _base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise UsageError("picture is a picture file in base64.") from None
+        raise UsageError("A 'picture' is a picture file in base64.") from None
 
 
 @contextlib.contextmanager
-def _as_file(data: bytes) -> Iterator[str]:
+def _as_file(data: bytes | bytearray) -> Iterator[str]:
     """The data in a file that only this user can read, and that is gone afterwards."""
     descriptor, path = tempfile.mkstemp(prefix="mmsearch-")
     try:

@@ -16,8 +16,11 @@ class Limits:
     headers_bytes: int = 65_536
     body_bytes: int = 64_000_000  # a picture; the largest photographs of telephones have 50 MB
     json_bytes: int = 1_000_000  # a list of texts, a vector
+    uploads_bytes: int = 256_000_000  # of all bodies together, until their requests are answered
     body_seconds: float = 30.0  # for a body to arrive
     header_seconds: float = 10.0  # for a request's header to arrive
+    take_seconds: float = 60.0  # for a client to take some of an answer
+    connections: int = 500  # at once; most systems give a program 1,024 files
     seconds: float = 30.0  # for an answer to be made
     searches_at_once: int = 32  # so many are encoded in one batch
     searches_waiting: int = 256
@@ -28,7 +31,7 @@ class Limits:
     event_streams: int = 32
     open_answers: int = 100  # that can be paged further
     open_hits: int = 200_000  # in all of them
-    zip_bytes: int = 4_000_000_000
+    zip_bytes: int = 100_000_000_000
 
 
 @dataclass(frozen=True)

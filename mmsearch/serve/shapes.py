@@ -275,6 +275,12 @@ class IdsIn(Strict):
     ids: list[Id] = Field(min_length=1, max_length=1_000)
 
 
+class ZipIn(Strict):
+    """A selection to be downloaded, of any number."""
+
+    ids: list[Id] = Field(min_length=1)
+
+
 class FeedbackIn(Strict):
     """What somebody says of answers to some words, to be learned from."""
 
@@ -330,12 +336,13 @@ class CopyOut(BaseModel):
     size_bytes: int | None
     likeness: float = Field(description="To the first of the group; 1 where the bytes are the same.")
     is_exact: bool = Field(description="Whether it has the very bytes of the first.")
+    frees_bytes: int = Field(description="What the disk gains with it when all but the first are removed.")
 
 
 class GroupOut(BaseModel):
     """Copies and versions of one picture; what `mmsearch duplicates --json` prints."""
 
-    spare_bytes: int = Field(description="What all but the first take on disk.")
+    spare_bytes: int = Field(description="What the disk gains when all but the first are removed.")
     copies: list[CopyOut] = Field(description="The one with the most pixels first.")
 
 
@@ -347,9 +354,9 @@ class DuplicatesOut(BaseModel):
     threshold: float | None
     done: int = Field(description="Files read so far, of those that may have a version.")
     total: int
-    skipped: int
+    skipped: int = Field(description="Images left out: gone, not readable, or changed since they were indexed.")
     error: str | None
-    groups_total: int
+    groups_total: int = Field(description="When they were found; those that have changed since are in no page.")
     spare_total: int
     spare_bytes: int
     groups: list[GroupOut]

@@ -8,6 +8,7 @@ from asyncio import TimerHandle, Transport
 from typing import Any, cast
 
 import h11
+from fastapi.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmsearch.serve.guard import DATA_POLICY, HEADERS, long_headers, too_long
@@ -26,13 +27,43 @@ def most_header_bytes(limits: Limits) -> int:
 def protocol(limits: Limits) -> type[H11Protocol]:
     """The class that uvicorn makes one of for each connection."""
 
+    idle: dict[H11Protocol, None] = {}  # connections that wait for a request, the oldest first
+
     class Wire(H11Protocol):
         _limit: TimerHandle | None = None
+        _untaken: TimerHandle | None = None
         _is_refused = False
 
         def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._limit = self.loop.call_later(limits.header_seconds, self._cut_off)
+            if len(self.connections) <= limits.connections or self._make_room():
+                idle[self] = None
+
+        def _make_room(self) -> bool:
+            """Close the connection that has been idle for longest; where none is, refuse this one."""
+            oldest = next(iter(idle), None)
+            if oldest is None:
+                self._refuse(problem("full", "Too many connections are open. Try again.", headers={"retry-after": "5"}))
+                return False
+            idle.pop(oldest)
+            cast(Any, oldest.transport).close()
+            return True
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._untaken = self.loop.call_later(limits.take_seconds, cast(Any, self.transport).abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._untaken is not None:
+                self._untaken.cancel()
+                self._untaken = None
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.cycle.response_complete and not self.transport.is_closing():  # else the next was sent already
+                idle[self] = None
 
         def data_received(self, data: bytes) -> None:
             if self._is_refused:
@@ -41,20 +72,27 @@ def protocol(limits: Limits) -> type[H11Protocol]:
                 # A further request on the connection
                 self._limit = self.loop.call_later(limits.header_seconds, self._cut_off)
             super().data_received(data)
-            if self._limit is not None and self.cycle is not None and not self.cycle.response_complete:
-                self._limit.cancel()
-                self._limit = None
+            if self.cycle is not None and not self.cycle.response_complete:
+                idle.pop(self, None)
+                if self._limit is not None:
+                    self._limit.cancel()
+                    self._limit = None
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._limit is not None:
-                self._limit.cancel()
+            idle.pop(self, None)
+            for timer in (self._limit, self._untaken):
+                if timer is not None:
+                    timer.cancel()
             super().connection_lost(exc)
 
         def send_400_response(self, msg: str) -> None:
             """Called where what came is not HTTP, or has no end."""
+            self._refuse(self._refusal())
+
+        def _refuse(self, refusal: Response) -> None:
+            """Answer with a problem, and hang up."""
             transport = cast(Any, self.transport)
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer is on its way already
-                refusal = self._refusal()
                 headers = refusal.raw_headers + [(name.encode(), value.encode()) for name, value in ALWAYS.items()]
                 response = h11.Response(status_code=refusal.status_code, headers=headers)
                 for event in (response, h11.Data(data=bytes(refusal.body)), h11.EndOfMessage()):
@@ -69,7 +107,7 @@ def protocol(limits: Limits) -> type[H11Protocol]:
                 self._limit.cancel()
             self._limit = self.loop.call_later(LINGER_S, transport.close)
 
-        def _refusal(self) -> Any:
+        def _refusal(self) -> Response:
             held, _ = self.conn.trailing_data
             is_header = self.cycle is None or self.cycle.response_complete
             if is_header and len(held) > most_header_bytes(limits):

@@ -199,10 +199,12 @@ function show(page) {
 
 function showNothing() {
   grid.clear();
+  byId('end').replaceChildren();
   message.replaceChildren();
   byId('count').textContent = '';
 }
 
+let isLoading = false; // as many pages as fit
 let loading = null; // the page of hits that is on its way
 function loadMore() {
   loading ??= loadPage().finally(() => { loading = null; });
@@ -218,19 +220,29 @@ async function loadPage() {
   if (page && mine === asking) show(page);
 }
 
-async function loadWhatFits() {
+const isWanted = () => cursor && !state.view && byId('end').getBoundingClientRect().top < innerHeight + AHEAD;
+
+/** Load pages until the last hit is far enough below the screen. After a failure it waits to be asked by hand. */
+async function loadWhatFits({ isAsked = true } = {}) {
+  const hasFailed = byId('end').hasChildNodes();
+  if (isLoading || !isWanted() || (hasFailed && !isAsked)) return;
+  isLoading = true;
   byId('end').replaceChildren();
   try {
-    while (cursor && !state.view && byId('end').getBoundingClientRect().top < innerHeight + AHEAD) await loadMore();
+    while (isWanted()) await loadMore();
   } catch (error) {
     byId('end').replaceChildren(h('button', { type: 'button', class: 'button', onclick: loadWhatFits }, t('tryAgain')));
     failed(error);
+  } finally {
+    isLoading = false;
   }
 }
 
-// A busy browser tells several changes at once: the last one holds.
-new IntersectionObserver((changes) => changes.at(-1).isIntersecting && loadWhatFits(), { rootMargin: `${AHEAD}px` })
-  .observe(byId('end'));
+// Asked at each of these, not of an IntersectionObserver: that tells changes from one frame to the next, and is silent
+// for good where the end was out of the screen and is in it again before a busy browser draws.
+const seen = () => loadWhatFits({ isAsked: false });
+for (const event of ['scroll', 'scrollend', 'resize']) addEventListener(event, seen, { passive: true });
+new ResizeObserver(seen).observe(byId('results'));
 
 // What is said when there is nothing to show
 
@@ -415,6 +427,10 @@ filters.addEventListener('submit', (event) => {
   const values = Object.fromEntries(FILTERS.map((key) => [key, filters.elements[key].value.trim()]));
   go({ ...values, near: values.near.replace(/\s/g, '') });
 });
+for (const input of filters.querySelectorAll('[data-wrong]')) { // in the page's words, not in the browser's
+  input.addEventListener('invalid', () => input.setCustomValidity(t(input.dataset.wrong)));
+  input.addEventListener('input', () => input.setCustomValidity(''));
+}
 filters.addEventListener('change', (event) => event.target.name === 'kind' && filters.requestSubmit());
 filters.addEventListener('reset', (event) => {
   event.preventDefault();

@@ -6,13 +6,13 @@ import { bytes, t } from './words.js';
 
 const WAIT = 400; // ms between two looks at the work
 const PAGE = 40; // groups
+const PICKED = 500; // groups that are asked for at once to select from
 const THRESHOLDS = { 1: 'duplicatesExact', 0.95: 'duplicatesStrict', 0.9: 'duplicatesUsual', 0.8: 'duplicatesLoose' };
 
 export class DuplicatesView {
   #shown = false;
   #asking = 0; // grows with each look at the server, so that a late answer is not taken for a new one
   #copies = new Map(); // id -> copy
-  #spare = []; // of the groups that are listed
 
   /** actions: open(id), address(id), select(copies), toggle(copy), selected(id), failed(error). */
   constructor(section, actions) {
@@ -25,7 +25,7 @@ export class DuplicatesView {
     this.said = h('p', { role: 'status' });
     this.bar = h('progress', { 'aria-label': t('duplicates'), hidden: true });
     this.groups = h('ul', { class: 'groups', 'aria-label': t('duplicates') });
-    this.pick = h('button', { type: 'button', class: 'button', hidden: true, onclick: () => actions.select(this.#spare) },
+    this.pick = h('button', { type: 'button', class: 'button', hidden: true, onclick: () => this.#pickSpares() },
       icon('check'), t('duplicatesPick'));
     this.more = h('button', { type: 'button', class: 'button', hidden: true, onclick: () => this.#fill(this.cursor) },
       t('duplicatesMore'));
@@ -102,7 +102,6 @@ export class DuplicatesView {
 
   #clear() {
     this.#copies.clear();
-    this.#spare = [];
     this.groups.replaceChildren();
     this.pick.hidden = this.more.hidden = true;
   }
@@ -114,19 +113,40 @@ export class DuplicatesView {
       if (mine !== this.#asking) return;
       this.cursor = found.cursor;
       for (const group of found.groups) this.groups.append(this.#group(group));
-      this.pick.hidden = !this.#spare.length;
+      this.pick.hidden = !found.spare_total;
       this.more.hidden = !found.cursor;
       this.said.textContent = found.groups_total
         ? t('duplicatesFound', { count: found.groups_total, spare: found.spare_total, size: bytes(found.spare_bytes) })
         : t('duplicatesNone');
+      if (found.skipped) this.said.append(' ', t('duplicatesSkipped', { count: found.skipped }));
     } catch (error) {
       this.actions.failed(error);
     }
   }
 
+  /** Select all but the first of every group, also of those that are not listed yet. */
+  async #pickSpares() {
+    const mine = this.#asking;
+    this.pick.disabled = true;
+    try {
+      const spares = [];
+      let cursor = null;
+      do {
+        const found = await api.duplicates(PICKED, cursor);
+        if (mine !== this.#asking) return;
+        for (const { copies } of found.groups) spares.push(...copies.slice(1));
+        cursor = found.cursor;
+      } while (cursor);
+      this.actions.select(spares);
+    } catch (error) {
+      this.actions.failed(error);
+    } finally {
+      this.pick.disabled = false;
+    }
+  }
+
   #group({ copies, spare_bytes: spare }) {
     for (const copy of copies) this.#copies.set(copy.id, copy);
-    this.#spare.push(...copies.slice(1));
     return h('li', {}, h('h3', {}, t('duplicatesGroup', { count: copies.length, size: bytes(spare) })),
       h('ul', { class: 'versions' }, copies.map((copy, place) => this.#tile(copy, place))));
   }

@@ -40,7 +40,8 @@ const languages = {
     after: 'Taken from',
     before: 'until before',
     near: 'Near a place',
-    nearHelp: 'Latitude, longitude and a distance in km',
+    nearHelp: 'Latitude, longitude and a distance in km, as 48.86, 2.35, 25',
+    dateHelp: 'A year, a month or a day, as 2023, 2023-07 or 2023-07-14',
     apply: 'Apply',
     clearFilters: 'Clear',
 
@@ -124,6 +125,7 @@ const languages = {
     duplicatesLooking: 'Comparing what the pictures show …',
     duplicatesProgress: 'Comparing pictures: {done} of {total} read',
     duplicatesFound: { one: '{count} group; {spare} spare, {size}', other: '{count} groups; {spare} spare pictures, {size}' },
+    duplicatesSkipped: { one: '{count} picture is left out: its file is gone or has changed. Index its folder again.', other: '{count} pictures are left out: their files are gone or have changed. Index their folders again.' },
     duplicatesNone: 'No two pictures are so much alike.',
     duplicatesGroup: '{count} pictures · {size} to spare',
     duplicatesFirst: 'most pixels',
