@@ -28,7 +28,7 @@ from PIL import Image, ImageChops, ImageCms, ImageFile
 from mmsearch import compiled
 from mmsearch.encoders.preprocess import PixelSpec, fit, resized_size
 from mmsearch.errors import MediaError
-from mmsearch.exif import ExifFacts, read_exif
+from mmsearch.exif import ExifFacts, exif_block, read_exif
 from mmsearch.facts import Decoded, ImageFacts
 from mmsearch.hashing import hashed
 
@@ -325,8 +325,7 @@ def _open(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
 
 
 def _exif_block(image: Image.Image) -> bytes:
-    block = image.info.get("exif")
-    return block if isinstance(block, bytes) else b""
+    return exif_block(image.info)
 
 
 def _j2k_levels(stream: IO[bytes]) -> int:
