@@ -42,6 +42,8 @@ _NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13
 _WIDTHS = {kind: struct.calcsize("=" + code) for kind, code in _NUMBERS.items()} | {2: 1, 5: 8, 7: 1, 10: 8, 129: 1}
 
 _HEADER = re.compile(rb"II[*+]\0|MM\0[*+]")
+_HALF_HEADERS = ((b"II*\0", b"\x08\0\0\0"), (b"MM\0*", b"\0\0\0\x08"))
+_PROFILE = re.compile(r"\s*\S*\s*\n\s*(\d{1,9})\s*\n(.*)", re.ASCII | re.DOTALL)
 _DAY = re.compile(r"(\d{4})(?:\D ?(\d{1,2})\D ?(\d{1,2})|(\d\d)(\d\d))(?!\d)", re.ASCII)
 _CLOCK = re.compile(r"\D{1,2}(\d{1,2})\D ?(\d{1,2})(?!\d)(?:\D ?(\d{1,2})(?!\d)(?:[.,]\d*)?)?", re.ASCII)
 _HALF = re.compile(r" ?([ap])\.?m\b", re.ASCII | re.IGNORECASE)
@@ -113,9 +115,12 @@ def exif_block(info: Mapping[str | tuple[int, int], object]) -> bytes:
 
 def _raw_profile(text: str) -> bytes:
     """A line with a name, one with the length, and lines in hexadecimal: coders/png.c of ImageMagick."""
-    lines = text.strip().split("\n", 2)
+    found = _PROFILE.match(text)
+    if not found:
+        return b""
+    digits = "".join(found[2].split())[: 2 * int(found[1])]  # some programs leave bytes behind the end
     try:
-        return bytes.fromhex(lines[2]) if len(lines) == 3 else b""
+        return bytes.fromhex(digits)
     except ValueError:
         return b""
 
@@ -123,7 +128,10 @@ def _raw_profile(text: str) -> bytes:
 def _from_header(block: bytes) -> bytes:
     """The block from its TIFF header on, to which all offsets in it refer."""
     found = _HEADER.search(block, 0, _MAX_LEAD_BYTES)
-    return block[found.start() :] if found else b""
+    if found:
+        return block[found.start() :]
+    # Where the offset is left out that the standard wants ahead of it, pi-heif takes the half of the header for it
+    return next((header + block for header, rest in _HALF_HEADERS if block.startswith(rest)), b"")
 
 
 def _entries(file: IO[bytes], order: str, is_big: bool, start: int) -> Iterator[tuple[int, _Entry]]:

@@ -200,6 +200,10 @@ PNG_WAYS: dict[str, tuple[bytes, bytes]] = {
     "zTXt exif": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(PROFILE_EXIF)),
     "iTXt exif": (b"iTXt", b"Raw profile type exif\0\0\0\0\0" + PROFILE_EXIF),
     "tEXt APP1": (b"tEXt", b"Raw profile type APP1\0" + PROFILE_APP1),
+    "zTXt exif with bytes behind it": (
+        b"zTXt",
+        b"Raw profile type exif\0\0" + zlib.compress(PROFILE_EXIF + b'$"\x1d!'),
+    ),
     "zTXt APP1": (b"zTXt", b"Raw profile type APP1\0\0" + zlib.compress(PROFILE_APP1)),
 }
 
@@ -256,6 +260,17 @@ def test_heic_and_avif_with_an_offset_before_the_block(tmp_path: Path, suffix: s
     assert struct.pack(">I", 0) + block in data or struct.pack(">I", 6) + b"Exif\0\0" + block in data
     facts = media.read(str(path), TINY).facts
     assert (facts.taken_at, facts.camera, facts.latitude_deg) == ("2019-07-14T10:20:30", "X100", 48.8566667)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_heic_without_the_offset_that_belongs_before_the_block(tmp_path: Path, order: str) -> None:
+    block = tiff([(MODEL, ASCII, "X100")], [(TAKEN, ASCII, TIME)], order=order)
+    path = pictures.heic(tmp_path / "a.heic", pictures.quadrants(), block)
+    data = path.read_bytes()
+    lead = next(lead for lead in (struct.pack(">I", 0), struct.pack(">I", 6) + b"Exif\0\0") if lead + block in data)
+    path.write_bytes(data.replace(lead + block, block + bytes(len(lead))))
+    facts = media.read(str(path), TINY).facts
+    assert (facts.taken_at, facts.camera) == ("2019-07-14T10:20:30", "X100")
 
 
 def _jpeg(*segments: bytes) -> bytes:
