@@ -14,6 +14,7 @@ import functools
 import io
 import math
 import os
+import re
 import stat
 import struct
 import zlib
@@ -74,6 +75,9 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# The entry of an EXIF item in an ISO media file: ISO 14496-12, 8.11.6, versions 2 and 3
+_EXIF_ITEM = re.compile(rb"(infe[\x02\x03]...(?:..|....)..)Exif", re.DOTALL)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -313,15 +317,27 @@ def _open(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
 
         return Jpeg2KImageFile(stream)
     if format_ == "AVIF":
-        from PIL.AvifImagePlugin import AvifImageFile
-
-        return AvifImageFile(stream)
+        return _open_avif(stream)
     try:
         from pi_heif import HeifImageFile  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
         raise MediaError("is HEIC, and the package pi-heif that reads it does not work here") from error
     image: ImageFile.ImageFile = HeifImageFile(stream)
     return image
+
+
+def _open_avif(stream: IO[bytes]) -> ImageFile.ImageFile:
+    """Pillow writes the file's EXIF anew where the container turns the image; what it cannot write is left out then."""
+    from PIL.AvifImagePlugin import AvifImageFile
+
+    try:
+        return AvifImageFile(stream)
+    except _DECODER_ERRORS:
+        stream.seek(0)
+        without, count = _EXIF_ITEM.subn(rb"\1free", stream.read())
+        if not count:
+            raise
+        return AvifImageFile(io.BytesIO(without))
 
 
 def _exif_block(image: Image.Image) -> bytes:

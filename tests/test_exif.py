@@ -273,6 +273,26 @@ def test_heic_without_the_offset_that_belongs_before_the_block(tmp_path: Path, o
     assert (facts.taken_at, facts.camera) == ("2019-07-14T10:20:30", "X100")
 
 
+def test_exif_that_pillow_cannot_write_anew_does_not_cost_a_turned_avif() -> None:
+    """Pillow puts the container's orientation into the EXIF block, and raises where it cannot."""
+    room = tiff([(ORIENTATION, SHORT, (6,)), (MODEL, ASCII, "Q" * 300)])
+    out = io.BytesIO()
+    pictures.quadrants().transpose(Image.Transpose.ROTATE_90).save(out, "AVIF", exif=room)
+    data = out.getvalue()
+    start, end = data.index(b"II*\0"), data.index(b"Q" * 300) + 300
+    for odd in ((0x0128, BYTE, (2,)), (0x0213, ASCII, "abc"), (0x011A, ASCII, "72/1"), (0x011A, SRATIONAL, (72, -1))):
+        block = tiff([(MODEL, ASCII, "X100"), odd], [(TAKEN, ASCII, TIME)])
+        turned = data[:start] + block.ljust(end - start, b"\0") + data[end:]
+        facts = media.read(turned, TINY).facts
+        assert (facts.width, facts.height) == (320, 200)
+        assert is_upright(media.load_rgb(turned))
+
+
+def is_upright(image: Image.Image) -> bool:
+    found = np.array(image.getpixel((20, 20)), dtype=int)
+    return bool(np.abs(found - pictures.QUADRANTS["top left"]).max() < 30)
+
+
 def _jpeg(*segments: bytes) -> bytes:
     """A JPEG with APP segments right after its start, as they are given."""
     out = io.BytesIO()
