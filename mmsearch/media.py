@@ -138,9 +138,11 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int) -> tuple[Im
                 image = _open(stream, format_)
                 size = _within_limits(image)
                 turned = read_exif(_exif_block(image)).orientation  # of a PNG it may be known only after the pixels
+                by_plugin = getattr(image, "tag_v2", {}).get(0x0112) in _UPRIGHT  # a TIFF; not if its type is BYTE
                 loaded = _loaded(image, format_, spec, turned, stream, max_bytes)
-                if format_ == "TIFF":  # whose plugin has turned it upright by now
-                    exif, size = replace(read_exif(stream), orientation=1), image.size
+                if format_ == "TIFF":
+                    exif, size = read_exif(stream), image.size
+                    exif = replace(exif, orientation=1) if by_plugin else exif
                 else:
                     exif = read_exif(_exif_block(image))
                 rgb = _upright_rgb(loaded, spec, exif.orientation)

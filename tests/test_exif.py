@@ -610,6 +610,25 @@ def test_an_orientation_is_a_whole_number_from_1_to_8_of_any_type(
     assert read_exif(tiff([(ORIENTATION, kind, values)], order=order)).orientation == read
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [BYTE, SHORT, LONG, SBYTE, SSHORT, SLONG, RATIONAL, FLOAT, DOUBLE])
+def test_a_tiff_is_turned_once_whatever_the_type_of_its_orientation(kind: int, order: str) -> None:
+    image = pictures.quadrants().transpose(Image.Transpose.ROTATE_90)
+    pixels = image.tobytes()
+    fields: list[Field] = [
+        (256, SHORT, (image.width,)), (257, SHORT, (image.height,)), (258, SHORT, (8, 8, 8)), (259, SHORT, (1,)),
+        (262, SHORT, (2,)), (273, LONG, (0,)), (ORIENTATION, kind, (6, 1) if kind == RATIONAL else (6,)),
+        (277, SHORT, (3,)), (278, SHORT, (image.height,)), (279, LONG, (len(pixels),)),
+    ]  # fmt: skip
+    start = len(tiff(fields, order=order))
+    data = (
+        tiff([(tag, type_, (start,) if tag == 273 else values) for tag, type_, values in fields], order=order) + pixels
+    )
+    facts = media.read(data, TINY).facts
+    assert (facts.width, facts.height) == (320, 200)
+    assert is_upright(media.load_rgb(data))
+
+
 # Damage
 
 
