@@ -21,7 +21,7 @@ class ImageFacts:
     """What is known about a picture beside its pixels.
 
     content_hash: of the whole file, by `hashing.hashed`. width, height: pixels of the upright picture, before it was
-    made smaller. taken_at: ISO 8601 from EXIF, with the offset from UTC if the camera wrote one; never the file's time.
+    made smaller. taken_at: as in `exif.ExifFacts`, a time or a day alone; never the file's time.
     """
 
     content_hash: str

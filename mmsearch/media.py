@@ -14,6 +14,7 @@ import functools
 import io
 import math
 import os
+import re
 import stat
 import struct
 import zlib
@@ -28,7 +29,7 @@ from PIL import Image, ImageChops, ImageCms, ImageFile
 from mmsearch import compiled
 from mmsearch.encoders.preprocess import PixelSpec, fit, resized_size
 from mmsearch.errors import MediaError
-from mmsearch.exif import ExifFacts, read_exif
+from mmsearch.exif import ExifFacts, exif_block, read_exif
 from mmsearch.facts import Decoded, ImageFacts
 from mmsearch.hashing import hashed
 
@@ -74,6 +75,9 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+# The entry of an EXIF item in an ISO media file: ISO 14496-12, 8.11.6, versions 2 and 3
+_EXIF_ITEM = re.compile(rb"(infe[\x02\x03]...(?:..|....)..)Exif", re.DOTALL)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -134,9 +138,11 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int) -> tuple[Im
                 image = _open(stream, format_)
                 size = _within_limits(image)
                 turned = read_exif(_exif_block(image)).orientation  # of a PNG it may be known only after the pixels
+                by_plugin = getattr(image, "tag_v2", {}).get(0x0112) in _UPRIGHT  # a TIFF; not if its type is BYTE
                 loaded = _loaded(image, format_, spec, turned, stream, max_bytes)
-                if format_ == "TIFF":  # whose plugin has turned it upright by now
-                    exif, size = replace(read_exif(stream), orientation=1), image.size
+                if format_ == "TIFF":
+                    exif, size = read_exif(stream), image.size
+                    exif = replace(exif, orientation=1) if by_plugin else exif
                 else:
                     exif = read_exif(_exif_block(image))
                 rgb = _upright_rgb(loaded, spec, exif.orientation)
@@ -313,9 +319,7 @@ def _open(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
 
         return Jpeg2KImageFile(stream)
     if format_ == "AVIF":
-        from PIL.AvifImagePlugin import AvifImageFile
-
-        return AvifImageFile(stream)
+        return _open_avif(stream)
     try:
         from pi_heif import HeifImageFile  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
@@ -324,9 +328,22 @@ def _open(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
     return image
 
 
+def _open_avif(stream: IO[bytes]) -> ImageFile.ImageFile:
+    """Pillow writes the file's EXIF anew where the container turns the image; what it cannot write is left out then."""
+    from PIL.AvifImagePlugin import AvifImageFile
+
+    try:
+        return AvifImageFile(stream)
+    except _DECODER_ERRORS:
+        stream.seek(0)
+        without, count = _EXIF_ITEM.subn(rb"\1free", stream.read())
+        if not count:
+            raise
+        return AvifImageFile(io.BytesIO(without))
+
+
 def _exif_block(image: Image.Image) -> bytes:
-    block = image.info.get("exif")
-    return block if isinstance(block, bytes) else b""
+    return exif_block(image.info)
 
 
 def _j2k_levels(stream: IO[bytes]) -> int:

@@ -55,7 +55,7 @@ class Hit(NamedTuple):  # an answer may have thousands, and a frozen dataclass t
     width: int | None = None  # pixels, upright
     height: int | None = None
     format: str | None = None  # "JPEG"
-    taken_at: str | None = None  # ISO 8601, with the offset where the picture knows it
+    taken_at: str | None = None  # ISO 8601: a time, with the offset where the image knows it, or a day alone
     camera: str | None = None
     latitude_deg: float | None = None
     longitude_deg: float | None = None
@@ -68,9 +68,10 @@ class Filters:
     """What a hit has to be, besides fitting the query. Nothing given lets everything pass.
 
     under: folders or files; any of them. after, before: a year, month or day as 2023, 2023-07 or 2023-07-14, in the
-    picture's own local time; after includes its first moment, before ends just ahead of it. near: latitude and
-    longitude in degrees, and a distance in km. where: the user's own facts, a value, a list of which any will do, or
-    comparisons such as {">=": 3}.
+    picture's own local time; after includes its first moment, before ends just ahead of it. An image of which the day
+    alone is known is found by that day: after 2023-07-14 and before 2023-07-15. near: latitude and longitude in
+    degrees, and a distance in km. where: the user's own facts, a value, a list of which any will do, or comparisons
+    such as {">=": 3}.
     """
 
     kind: Kind | None = None
