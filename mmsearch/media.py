@@ -109,7 +109,13 @@ def content_hash(path: str) -> str:
 
 
 def load_rgb(source: Source, spec: PixelSpec | None = None) -> Image.Image:
-    """Upright, in sRGB, over white; in full size, or with a spec not much larger than needed. Raises as `read` does."""
+    """Upright, in sRGB, over white; in full size, or with a spec not much larger than needed. Raises as `read` does.
+
+    What `fit` makes of it is what `read` gives.
+    """
+    if isinstance(source, Image.Image):
+        with _decoder_errors():
+            return _image_rgb(source, spec)[0]
     return _picture(source, spec, None)[0]
 
 
@@ -155,12 +161,27 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int | None) -> t
 def _from_image(source: Image.Image, spec: PixelSpec | None) -> tuple[Image.Image, ImageFacts]:
     """For a picture that a program holds in memory; its hash is of its pixels."""
     with _decoder_errors():
-        size = _within_limits(source)
-        source.load()
-        exif = read_exif(_exif_block(source))
+        rgb, exif = _image_rgb(source, spec)
         content = hashed((f"{source.mode} {source.size}".encode(), source.tobytes()))
-        rgb = _upright_rgb(source, spec, exif.orientation)
-        return rgb, _facts(content, size, source.format or "pixels", exif)
+        return rgb, _facts(content, source.size, source.format or "pixels", exif)
+
+
+def _image_rgb(source: Image.Image, spec: PixelSpec | None) -> tuple[Image.Image, ExifFacts]:
+    """An upright RGB copy, no smaller than the spec needs it."""
+    _within_limits(source)
+    if source.format == "TIFF" and getattr(source, "tile", []):  # opened and not loaded
+        _tiff_as_drawn(source)  # type: ignore[arg-type]
+    source.load()
+    exif = read_exif(_exif_block(source) or _exif_in_memory(source))
+    return _upright_rgb(source, spec, exif.orientation), exif
+
+
+def _exif_in_memory(source: Image.Image) -> bytes:
+    """What a program put in, which Pillow keeps apart from what it read in a file."""
+    if isinstance(source, ImageFile.ImageFile) or "xmp" in source.info:  # where Pillow would look for an orientation
+        return b""
+    exif = source.getexif()
+    return exif.tobytes() if len(exif) else b""
 
 
 def _facts(content_hash: str, size: tuple[int, int], format_: str, exif: ExifFacts) -> ImageFacts:
