@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Source: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image
 
 MAX_PIXELS = 250_000_000  # a 200 megapixel telephone picture passes
+SMALL_BYTES = 4_000_000  # what is decoded in less is done before the system has said how much memory is free
 MAX_WHOLE_BYTES = 500_000_000  # of a file that its plugin reads into memory as a whole
 MAX_STREAM_BYTES = 1_000_000_000  # of a source that cannot be read twice
 READ_ONCE_BYTES = 64 * 2**20  # files up to here are read into memory, once, for both the hash and the decoder
@@ -144,8 +145,7 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int | None) -> t
                 image = _open(stream, format_)
                 size = _within_limits(image)
                 turned = read_exif(_exif_block(image)).orientation  # of a PNG it may be known only after the pixels
-                limit = decode_limit_bytes() if max_bytes is None else max_bytes
-                loaded = _loaded(image, format_, spec, turned, stream, limit)
+                loaded = _loaded(image, format_, spec, turned, stream, max_bytes)
                 if format_ == "TIFF":  # whose plugin has turned it upright by now
                     exif, size = replace(read_exif(stream), orientation=1), image.size
                 else:
@@ -441,7 +441,7 @@ def _loaded(
     spec: PixelSpec | None,
     orientation: int,
     stream: IO[bytes],
-    max_bytes: int,
+    max_bytes: int | None,
 ) -> Image.Image:
     """The first frame, with its pixels; of JPEG and JPEG 2000, at a fraction of its size if the spec allows it."""
     full_size, halvings = image.size, 0
@@ -459,11 +459,7 @@ def _loaded(
     file_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(position)
     n_bytes = _decode_bytes(image, format_, full_size, halvings, file_bytes)
-    if n_bytes > max_bytes:
-        raise TooLargeError(
-            f"needs {n_bytes / 1e6:,.0f} MB of memory to be decoded and may take {max_bytes / 1e6:,.0f}; "
-            f"{DECODE_LIMIT} sets another limit"
-        )
+    _check_memory(n_bytes, max_bytes)
     if format_ == "JPEG" and (small := _eighth(image, stream)) is not None:
         return small
     try:
@@ -481,6 +477,17 @@ def _loaded(
             raise
         return whole
     return image
+
+
+def _check_memory(n_bytes: int, max_bytes: int | None) -> None:
+    if n_bytes <= SMALL_BYTES and max_bytes is None:
+        return
+    most = decode_limit_bytes() if max_bytes is None else max_bytes
+    if n_bytes > most:
+        raise TooLargeError(
+            f"needs {n_bytes / 1e6:,.0f} MB of memory to be decoded and may take {most / 1e6:,.0f}; "
+            f"{DECODE_LIMIT} sets another limit"
+        )
 
 
 def _halve(image: ImageFile.ImageFile, times: int) -> None:
@@ -503,15 +510,15 @@ _FILLERS = (bytes(2**16), b"\xa5" * 2**16)  # to be decoded in place of the end;
 
 
 def _jpeg_without_end(
-    image: ImageFile.ImageFile, wanted: tuple[int, int] | None, stream: IO[bytes], max_bytes: int
+    image: ImageFile.ImageFile, wanted: tuple[int, int] | None, stream: IO[bytes], max_bytes: int | None
 ) -> Image.Image | None:
     """A JPEG that ends before libjpeg has all of it, as libjpeg completes it; None where too much of it is missing."""
     if not isinstance(stream, io.BytesIO) or not containers.has_every_scan(stream.getvalue()):
         return None
     # An eighth shows what is missing, but in progressive files, whose last scans are of details
     compared = None if image.info.get("progressive") else wanted
-    if compared is None and _decode_bytes(image, "JPEG", image.size, 0, 0) > max_bytes:
-        return None
+    if compared is None:
+        _check_memory(_decode_bytes(image, "JPEG", image.size, 0, 0), max_bytes)
     stuffing = b"\0" * stream.getvalue().endswith(b"\xff")  # else the filler would make a marker of it
     one, other = (_jpeg_with_tail(stream, stuffing + filler + _JPEG_END, compared) for filler in _FILLERS)
     box = ImageChops.difference(one, other).getbbox()
