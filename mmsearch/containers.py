@@ -112,7 +112,7 @@ def png_and_metadata(file: IO[bytes]) -> tuple[IO[bytes], dict[str, Any]]:
     """
     metadata: dict[str, Any] = {}
     parts: list[Part] = [(0, 8)]
-    size, at, colour_type, has_pixels = size_of(file), 8, 0, False
+    size, at, kind, has_pixels = size_of(file), 8, (0, 0), False
     for _ in range(MAX_PARTS):
         header = _bytes_at(file, at, 8)
         length, name = int.from_bytes(header[:4], "big"), header[4:]
@@ -122,7 +122,8 @@ def png_and_metadata(file: IO[bytes]) -> tuple[IO[bytes], dict[str, Any]]:
             break
         if name == b"IDAT" or (name[0:1].isupper() and not has_pixels):
             if name == b"IHDR":
-                colour_type = (_bytes_at(file, at + 17, 1) or b"\0")[0]
+                depth, colour_type = _bytes_at(file, at + 16, 2).ljust(2, b"\0")
+                kind = colour_type, depth
             has_pixels = has_pixels or name == b"IDAT"
             if at + 12 + length <= size:
                 _append(parts, at, 12 + length)
@@ -135,13 +136,27 @@ def png_and_metadata(file: IO[bytes]) -> tuple[IO[bytes], dict[str, Any]]:
                 if name != b"tRNS":
                     for key, value in _PNG_METADATA[name](data):
                         metadata.setdefault(key, value)
-                elif length in _TRANSPARENCY_BYTES.get(colour_type, ()):
-                    _append(parts, at, 12 + length)
+                elif length in _TRANSPARENCY_BYTES.get(kind[0], ()):
+                    parts.append(_chunk(name, _transparency(data, *kind)))
         elif name == b"IEND":
             break
         at += 12 + length
-    parts.append(b"\0\0\0\0IEND\xaeB`\x82")
+    parts.append(_chunk(b"IEND", b""))
     return view(file, parts), metadata
+
+
+def _transparency(data: bytes, colour_type: int, depth: int) -> bytes:
+    """What tRNS says, in the numbers that Pillow unpacks the pixels to: of 8 bits, but for 16 of grey."""
+    values = struct.unpack(f">{len(data) // 2}H", data) if colour_type != 3 else ()
+    if colour_type == 0 and depth in (2, 4):
+        values = tuple((value & 2**depth - 1) * 255 // (2**depth - 1) for value in values)
+    elif colour_type == 2 and depth == 16:
+        values = tuple(value >> 8 for value in values)
+    return struct.pack(f">{len(values)}H", *values) if values else data
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
 
 
 _TRANSPARENCY_BYTES = {0: (2,), 2: (6,), 3: range(1, 257)}  # of tRNS, by the colour type

@@ -644,8 +644,12 @@ def _plain(image: Image.Image, levels: tuple[float, float] | None, samples: type
     """A copy in a mode that can be averaged: L, RGB, RGBA or CMYK."""
     if levels is not None:
         black, white = levels
-        grey = (_values(image, samples).astype(np.float64) - black) * (255.0 / (white - black))
-        return Image.fromarray(np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8))
+        values = _values(image, samples)
+        grey = (values.astype(np.float64) - black) * (255.0 / (white - black))
+        shown = np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
+        if image.mode.startswith("I;16") and isinstance(image.info.get("transparency"), int):
+            shown[values == image.info["transparency"]] = 255  # over white
+        return Image.fromarray(shown)
     if image.has_transparency_data:
         return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     if image.mode == "1":

@@ -448,6 +448,16 @@ def test_bare_pixels_without_their_last_bytes_are_read(whole: dict[str, bytes], 
         media.load_rgb(whole[file][:-500])
 
 
+@pytest.mark.parametrize("format_", ["GIF", "WEBP", "PNG"])
+def test_an_animation_whose_later_frames_are_cut_off_is_its_first(format_: str) -> None:
+    noise = [Image.effect_noise((96, 80), 60).convert("L") for _ in range(2)]
+    data = saved(noise[0], format_, save_all=True, append_images=noise[1:])
+    for n_bytes in (1, 10, 100, len(data) // 4):
+        assert np.array_equal(pixels(data[:-n_bytes]), pixels(data))
+    with pytest.raises(MediaError, match="is cut short"):
+        media.load_rgb(data[: len(data) // 3])
+
+
 # Damage to what pixels need
 
 

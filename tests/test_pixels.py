@@ -1,6 +1,8 @@
 """One way from an image to the pixels of an encoder: for files, bytes and images in memory, in every mode."""
 
 import io
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +37,10 @@ MODES = (
     "I;16",
     "F",
 )
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def in_mode(mode: str, size: tuple[int, int] = SIZE) -> Image.Image:
@@ -122,6 +128,28 @@ def test_a_file_its_bytes_and_the_image_opened_from_it_give_the_same_pixels(tmp_
         with Image.open(path) as image:
             assert np.array_equal(fit(media.load_rgb(image, SPEC), SPEC), as_file.pixels), name
             assert np.array_equal(media.read(image.copy(), SPEC).pixels, as_file.pixels), name
+
+
+@pytest.mark.parametrize(("colour_type", "depth"), [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 8)])
+def test_the_colour_that_a_png_names_as_clear_is_white_and_no_other(colour_type: int, depth: int) -> None:
+    most = 2**depth - 1
+    clear, other = most // 3, most - most // 3  # of one bit: 0 and 1
+    if colour_type == 3:
+        chunks, row, clear, other = (
+            chunk(b"PLTE", bytes([0, 0, 90, 90, 0, 0])) + chunk(b"tRNS", b"\0\xff"),
+            bytes(2),
+            0,
+            1,
+        )
+        row = bytes([clear, other])
+    else:
+        channels = 3 if colour_type == 2 else 1
+        chunks = chunk(b"tRNS", struct.pack(f">{channels}H", *[clear] * channels))
+        bits = "".join(f"{value:0{depth}b}" * channels for value in (clear, other))
+        row = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    shown = np.asarray(media.load_rgb(pictures.png((2, 1), colour_type, depth, b"\0" + row, chunks)))[0]
+    assert shown[0].tolist() == [255, 255, 255]
+    assert shown[1].tolist() == ([90, 0, 0] if colour_type == 3 else [round(other * 255 / most)] * 3)
 
 
 def test_what_a_program_notes_as_orientation_is_heeded() -> None:
