@@ -320,6 +320,19 @@ def _webp_parts(file: IO[bytes]) -> list[Part]:
     return [b"RIFF" + (at - 8).to_bytes(4, "little") + b"WEBP", *parts]
 
 
+def webp_size(file: IO[bytes]) -> tuple[int, int]:
+    """(width, height), which its plugin takes memory for before it says them; zeros where the header is damaged."""
+    head = _bytes_at(file, 12, 18).ljust(18, b"\0")
+    if head[:4] == b"VP8X":
+        return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
+    if head[:4] == b"VP8L":
+        bits = int.from_bytes(head[9:13], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if head[:4] == b"VP8 ":
+        return int.from_bytes(head[14:16], "little") & 0x3FFF, int.from_bytes(head[16:18], "little") & 0x3FFF
+    return 0, 0
+
+
 # GIF
 
 

@@ -142,6 +142,10 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int | None) -> t
         format_ = sniff(stream)
         try:
             with _decoder_errors():
+                if format_ == "WEBP":
+                    width, height = containers.webp_size(stream)
+                    _check_size(width, height)
+                    _check_memory(width * height * _PIXEL_BYTES[format_], max_bytes)
                 image = _open(stream, format_)
                 size = _within_limits(image)
                 turned = read_exif(_exif_block(image)).orientation  # of a PNG it may be known only after the pixels
@@ -430,9 +434,13 @@ def _within_limits(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     if width < 1 or height < 1:
         raise MediaError("has no pixels")
+    _check_size(width, height)
+    return width, height
+
+
+def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise MediaError(f"is {width:,} x {height:,} pixels, more than the {MAX_PIXELS // 10**6} million that are read")
-    return width, height
 
 
 def _loaded(
@@ -567,6 +575,9 @@ def _needed(size: tuple[int, int], spec: PixelSpec, orientation: int) -> tuple[i
     return width, height
 
 
+_PIXEL_BYTES = {"WEBP": 16, "AVIF": 10, "HEIC": 10}
+
+
 def _decode_bytes(image: Image.Image, format_: str, full_size: tuple[int, int], halvings: int, file_bytes: int) -> int:
     """About how much memory loading this picture takes, its copies inside the decoders included.
 
@@ -583,7 +594,7 @@ def _decode_bytes(image: Image.Image, format_: str, full_size: tuple[int, int], 
         return n_bytes
     if format_ == "JPEG2000":
         return (full_pixels * 28 >> 2 * halvings) + 2 * file_bytes
-    return full_pixels * {"WEBP": 16, "AVIF": 10, "HEIC": 10, "TIFF": 2 * pixel_bytes}.get(format_, pixel_bytes)
+    return full_pixels * _PIXEL_BYTES.get(format_, 2 * pixel_bytes if format_ == "TIFF" else pixel_bytes)
 
 
 def _upright_rgb(image: Image.Image, spec: PixelSpec | None, orientation: int) -> Image.Image:

@@ -88,7 +88,7 @@ def _what(outcome: Outcome) -> str:
 def _same(one: Outcome, other: Outcome) -> bool:
     if isinstance(one, Decoded) and isinstance(other, Decoded):
         return one.facts == other.facts and np.array_equal(one.pixels, other.pixels)
-    return _what(one) == _what(other)
+    return isinstance(one, Skip) and isinstance(other, Skip)  # the reason may be that there is less memory
 
 
 def sanitized(folder: Path, plain: bool = False) -> dict[str, str] | None:
