@@ -39,7 +39,7 @@ from mmsearch.encoders.base import PixelArray
 from mmsearch.encoders.preprocess import LONGEST_WITHIN, PixelSpec
 from mmsearch.errors import MediaError
 from mmsearch.facts import Decoded, ImageFacts
-from mmsearch.machine import usable_cores
+from mmsearch.machine import chosen_decode_limit_bytes, decode_limit_bytes, usable_cores
 
 LARGE_BYTES = 150_000_000  # a picture that takes more to decode (12 megapixels of HEIC take 120 MB) is decoded alone
 LOOKAHEAD = 32  # pictures asked for and not yet handed on: two batches of 16, one being encoded and one being decoded
@@ -48,7 +48,8 @@ MOST_WORKERS = 16  # of 60 to 90 MB each; more give this process more than it ca
 # all (tests/benchmarks/indexing.py in turns, 89 -> 93 pictures/s).
 KEPT_BYTES = 2**25
 
-_WORKER_DATA_BYTES = 1_100_000_000  # the most that a worker may hold: MAX_DECODE_BYTES, Python, and some air
+# The most that a worker may hold beside what it was allowed for the picture: Python, buffers, and some air
+_WORKER_DATA_BYTES = 950_000_000
 _START_S = 60.0
 _WATCH_S = 0.2  # between two looks for workers that take too long
 _HEADER = struct.Struct(">II")  # length of the JSON, length of the bytes after it
@@ -86,6 +87,7 @@ class DecodePool:
         self._n_workers = workers or default_workers()
         self._timeout_s = timeout_s
         self._lookahead = max(lookahead, self._n_workers)
+        self._decode_limit_bytes = chosen_decode_limit_bytes()
         self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(self._n_workers)  # one for each picture, all of it for a large one
         self._one_large = threading.Lock()
@@ -260,10 +262,11 @@ class DecodePool:
     def _ask(self, worker: "_Worker | None", request: "_Request[Result]") -> "Result | Skip":
         """The answer to a request; one for a large picture is put again when no other picture is being decoded."""
         with self._room:
-            header, body = self._exchange(worker, request, LARGE_BYTES)
+            at_once = min(LARGE_BYTES, self._decode_limit_bytes or LARGE_BYTES)
+            header, body = self._exchange(worker, request, at_once)
         if "too_large" in header:
             with self._all_room():
-                header, body = self._exchange(worker, request, media.MAX_DECODE_BYTES)
+                header, body = self._exchange(worker, request, self._decode_limit_bytes or decode_limit_bytes())
         try:
             if "too_large" in header:
                 return Skip(request.path, _text(header["too_large"]))
@@ -542,7 +545,6 @@ def _work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = None  # media has a limit of its own, and this process is ours
-    _limit_memory()
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)  # what a codec prints must not get in between
     os.dup2(nowhere, 0)
@@ -551,6 +553,7 @@ def _work() -> None:
         _send(replies, {"ready": True})
         while True:
             message, _ = _receive(requests, 0)
+            _limit_memory(message["max_bytes"])
             _set_alarm(message["alarm_s"])
             answer = _answer(message)
             _set_alarm(0)
@@ -564,13 +567,13 @@ def _set_alarm(seconds: int) -> None:
         signal.alarm(seconds)
 
 
-def _limit_memory() -> None:
+def _limit_memory(decode_bytes: int) -> None:
     """A last fence, where the system has it: what decodes to more than it said fails here, not on the whole machine."""
     try:
         import resource
     except ImportError:
         return
-    limits = {"RLIMIT_DATA": _WORKER_DATA_BYTES, "RLIMIT_CORE": 0}
+    limits = {"RLIMIT_DATA": _WORKER_DATA_BYTES + decode_bytes, "RLIMIT_CORE": 0}
     for name, limit in limits.items():
         with contextlib.suppress(OSError, ValueError):
             kind = getattr(resource, name)

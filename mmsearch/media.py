@@ -24,22 +24,26 @@ from dataclasses import replace
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageChops, ImageCms, ImageFile
 
-from mmsearch import compiled
+from mmsearch import compiled, containers
 from mmsearch.encoders.preprocess import PixelSpec, fit, resized_size
 from mmsearch.errors import MediaError
 from mmsearch.exif import ExifFacts, exif_block, read_exif
 from mmsearch.facts import Decoded, ImageFacts
 from mmsearch.hashing import hashed
+from mmsearch.machine import DECODE_LIMIT, decode_limit_bytes
 
 if TYPE_CHECKING:
     from PIL.ImageCms import ImageCmsTransform
+    from PIL.TiffImagePlugin import TiffImageFile
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image
 
 MAX_PIXELS = 250_000_000  # a 200 megapixel telephone picture passes
-MAX_DECODE_BYTES = 800_000_000  # 200 megapixels of RGB; so that indexing stays below 1.5 GB in all
+SMALL_BYTES = 4_000_000  # what is decoded in less is done before the system has said how much memory is free
+MAX_WHOLE_BYTES = 500_000_000  # of a file that its plugin reads into memory as a whole
 MAX_STREAM_BYTES = 1_000_000_000  # of a source that cannot be read twice
 READ_ONCE_BYTES = 64 * 2**20  # files up to here are read into memory, once, for both the hash and the decoder
 
@@ -90,12 +94,13 @@ _UPRIGHT = {
 }
 
 
-def read(source: Source, spec: PixelSpec, *, max_bytes: int = MAX_DECODE_BYTES) -> Decoded:
+def read(source: Source, spec: PixelSpec, *, max_bytes: int | None = None) -> Decoded:
     """Decode a picture to the pixels that an encoder needs, and read its facts.
 
-    source: a path, the bytes of a file, an open binary file, or a PIL image, which is not changed. Raises MediaError,
-    whose text is the reason (`TooLargeError` if decoding would take more than `max_bytes` of memory), for what the
-    file holds; and OSError, as `open` does, for a file that is not there or may not be read.
+    source: a path, the bytes of a file, an open binary file, or a PIL image, which is not changed. max_bytes: None is
+    `machine.decode_limit_bytes`. Raises MediaError, whose text is the reason (`TooLargeError` if decoding would take
+    more than `max_bytes` of memory), for what the file holds; and OSError, as `open` does, for a file that is not
+    there or may not be read.
     """
     image, facts = _picture(source, spec, max_bytes)
     with _decoder_errors():
@@ -109,11 +114,17 @@ def content_hash(path: str) -> str:
 
 
 def load_rgb(source: Source, spec: PixelSpec | None = None) -> Image.Image:
-    """Upright, in sRGB, over white; in full size, or with a spec not much larger than needed. Raises as `read` does."""
-    return _picture(source, spec, MAX_DECODE_BYTES)[0]
+    """Upright, in sRGB, over white; in full size, or with a spec not much larger than needed. Raises as `read` does.
+
+    What `fit` makes of it is what `read` gives.
+    """
+    if isinstance(source, Image.Image):
+        with _decoder_errors():
+            return _image_rgb(source, spec)[0]
+    return _picture(source, spec, None)[0]
 
 
-def thumbnail(source: Source, size_px: int, *, max_bytes: int = MAX_DECODE_BYTES) -> bytes:
+def thumbnail(source: Source, size_px: int, *, max_bytes: int | None = None) -> bytes:
     """A JPEG file without metadata whose longer side is at most `size_px`. Raises as `read` does."""
     image, _ = _picture(source, PixelSpec(size_px, size_px, resize="longest"), max_bytes)
     with _decoder_errors():
@@ -127,7 +138,7 @@ class TooLargeError(MediaError):
     """Decoding the picture would take more memory than was allowed; it may be tried again with more."""
 
 
-def _picture(source: Source, spec: PixelSpec | None, max_bytes: int) -> tuple[Image.Image, ImageFacts]:
+def _picture(source: Source, spec: PixelSpec | None, max_bytes: int | None) -> tuple[Image.Image, ImageFacts]:
     """An upright RGB picture, no smaller than the spec needs it, with its facts."""
     if isinstance(source, Image.Image):
         return _from_image(source, spec)
@@ -135,6 +146,10 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int) -> tuple[Im
         format_ = sniff(stream)
         try:
             with _decoder_errors():
+                if format_ == "WEBP":
+                    width, height = containers.webp_size(stream)
+                    _check_size(width, height)
+                    _check_memory(width * height * _PIXEL_BYTES[format_], max_bytes)
                 image = _open(stream, format_)
                 size = _within_limits(image)
                 turned = read_exif(_exif_block(image)).orientation  # of a PNG it may be known only after the pixels
@@ -156,12 +171,27 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int) -> tuple[Im
 def _from_image(source: Image.Image, spec: PixelSpec | None) -> tuple[Image.Image, ImageFacts]:
     """For a picture that a program holds in memory; its hash is of its pixels."""
     with _decoder_errors():
-        size = _within_limits(source)
-        source.load()
-        exif = read_exif(_exif_block(source))
+        rgb, exif = _image_rgb(source, spec)
         content = hashed((f"{source.mode} {source.size}".encode(), source.tobytes()))
-        rgb = _upright_rgb(source, spec, exif.orientation)
-        return rgb, _facts(content, size, source.format or "pixels", exif)
+        return rgb, _facts(content, source.size, source.format or "pixels", exif)
+
+
+def _image_rgb(source: Image.Image, spec: PixelSpec | None) -> tuple[Image.Image, ExifFacts]:
+    """An upright RGB copy, no smaller than the spec needs it."""
+    _within_limits(source)
+    if source.format == "TIFF" and getattr(source, "tile", []):  # opened and not loaded
+        _tiff_as_drawn(source)  # type: ignore[arg-type]
+    source.load()
+    exif = read_exif(_exif_block(source) or _exif_in_memory(source))
+    return _upright_rgb(source, spec, exif.orientation), exif
+
+
+def _exif_in_memory(source: Image.Image) -> bytes:
+    """What a program put in, which Pillow keeps apart from what it read in a file."""
+    if isinstance(source, ImageFile.ImageFile) or "xmp" in source.info:  # where Pillow would look for an orientation
+        return b""
+    exif = source.getexif()
+    return exif.tobytes() if len(exif) else b""
 
 
 def _facts(content_hash: str, size: tuple[int, int], format_: str, exif: ExifFacts) -> ImageFacts:
@@ -283,12 +313,26 @@ def _what_else(head: bytes) -> str:
 
 
 def _open(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
-    """Read the header with the one plugin for the format; no pixel is decoded."""
+    """Read the header; no pixel is decoded. Damage to metadata is passed over."""
+    try:
+        return _open_as_it_is(stream, format_)
+    except _DECODER_ERRORS as error:
+        view = None if isinstance(error, MemoryError) else containers.without_damaged_metadata(stream, format_)
+        if view is None:
+            raise
+        try:
+            return _open_as_it_is(view, format_)
+        except _DECODER_ERRORS:
+            raise error from None  # which says more than what is wrong with the view
+
+
+def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
+    """Read the header with the one plugin for the format."""
     stream.seek(0)
     if format_ in ("WEBP", "AVIF", "HEIC"):  # these plugins read the whole file at once
         size_bytes = stream.seek(0, os.SEEK_END)
         stream.seek(0)
-        if size_bytes > MAX_DECODE_BYTES // 4:
+        if size_bytes > MAX_WHOLE_BYTES:
             raise MediaError(f"is a {format_} file of {size_bytes / 1e6:.0f} MB, more than is read")
     if format_ == "JPEG":
         from PIL.JpegImagePlugin import JpegImageFile  # not its factory, which looks for the further pictures of an MPO
@@ -297,7 +341,10 @@ def _open(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
     if format_ == "PNG":
         from PIL.PngImagePlugin import PngImageFile
 
-        return PngImageFile(stream)
+        chunks, metadata = containers.png_and_metadata(stream)
+        png = PngImageFile(chunks)
+        png.info.update(metadata)
+        return png
     if format_ == "WEBP":
         from PIL.WebPImagePlugin import WebPImageFile
 
@@ -309,7 +356,7 @@ def _open(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
     if format_ == "TIFF":
         from PIL.TiffImagePlugin import TiffImageFile
 
-        return TiffImageFile(stream)
+        return _tiff_as_drawn(TiffImageFile(containers.tiff_without_damaged_metadata(stream)))
     if format_ == "BMP":
         from PIL.BmpImagePlugin import BmpImageFile
 
@@ -317,7 +364,9 @@ def _open(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
     if format_ == "JPEG2000":
         from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
-        return Jpeg2KImageFile(stream)
+        j2k = Jpeg2KImageFile(stream)
+        j2k.info["exif"] = containers.jp2_exif(stream)
+        return j2k
     if format_ == "AVIF":
         return _open_avif(stream)
     try:
@@ -342,15 +391,52 @@ def _open_avif(stream: IO[bytes]) -> ImageFile.ImageFile:
         return AvifImageFile(io.BytesIO(without))
 
 
+# libtiff gives samples in the byte order of the machine, whatever the file's is; Pillow heeds it for 16 bits alone
+_NATIVE = {
+    "I;16S": "I;16NS",
+    "I;16BS": "I;16NS",
+    "I;32S": "I;32NS",
+    "I;32BS": "I;32NS",
+    "F;32F": "F;32NF",
+    "F;32BF": "F;32NF",
+}
+_PLANES_BY_LIBTIFF = ("RGB", "RGBA", "CMYK")
+
+
+def _tiff_as_drawn(image: "TiffImageFile") -> "TiffImageFile":
+    """With the layouts set right that Pillow gets wrong. Raises MediaError for what it cannot read."""
+    tile, tags = image.tile[0], image.tag_v2
+    if len(image.getbands()) > 1 and tags.get(284) == 2:  # a plane for each colour
+        if image.mode not in _PLANES_BY_LIBTIFF:
+            raise MediaError("keeps its colours in separate planes, which is read of RGB and CMYK alone")
+        if tile.codec_name == "raw":  # Pillow takes 16 bits for 8
+            image.use_load_libtiff = True
+            raw_mode = image.mode if tags.get(258, (8,))[0] == 8 else f"{image.mode};16N"
+            whole = (0, 0, tags[256], tags[257])
+            image.tile = [
+                tile._replace(codec_name="libtiff", extents=whole, offset=0, args=(raw_mode, False, tags.offset))
+            ]
+    elif tile.codec_name == "raw":
+        boxes = [tile.extents or (0, 0, 0, 0) for tile in image.tile]
+        if sum((right - left) * (lower - upper) for left, upper, right, lower in boxes) < image.width * image.height:
+            raise MediaError("is cut short")  # Pillow leaves what is missing black
+    elif tile.codec_name == "libtiff":
+        assert isinstance(tile.args, tuple)
+        image.tile = [tile._replace(args=(_NATIVE.get(tile.args[0], tile.args[0]), *tile.args[1:]))]
+    return image
+
+
 def _exif_block(image: Image.Image) -> bytes:
     return exif_block(image.info)
 
 
 def _j2k_levels(stream: IO[bytes]) -> int:
     """How often a JPEG 2000 picture can be halved while it is decoded: the COD marker, ISO 15444-1 annex A.6.1."""
-    stream.seek(0)
+    stream.seek(containers.j2k_start(stream))
     head = stream.read(2**16)
-    at = head.find(b"\xff\x4f\xff\x51") + 2
+    if not head.startswith(b"\xff\x4f\xff\x51") or any(head[16:24]):  # of an image that is cut out of its grid, sizes
+        return 0  # are not the halves of each other
+    at = 2
     while 2 <= at <= len(head) - 10 and head[at] == 0xFF and head[at + 1] != 0x90:
         if head[at + 1] == 0x52:
             return min(head[at + 9], 32)
@@ -365,9 +451,13 @@ def _within_limits(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     if width < 1 or height < 1:
         raise MediaError("has no pixels")
+    _check_size(width, height)
+    return width, height
+
+
+def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise MediaError(f"is {width:,} x {height:,} pixels, more than the {MAX_PIXELS // 10**6} million that are read")
-    return width, height
 
 
 def _loaded(
@@ -376,26 +466,105 @@ def _loaded(
     spec: PixelSpec | None,
     orientation: int,
     stream: IO[bytes],
-    max_bytes: int,
+    max_bytes: int | None,
 ) -> Image.Image:
     """The first frame, with its pixels; of JPEG and JPEG 2000, at a fraction of its size if the spec allows it."""
     full_size, halvings = image.size, 0
+    wanted = None
     if spec is not None:
         width, height = _needed(full_size, spec, orientation)
         if format_ == "JPEG":
-            image.draft(None, (math.ceil(width * JPEG_GAP), math.ceil(height * JPEG_GAP)))
+            wanted = math.ceil(width * JPEG_GAP), math.ceil(height * JPEG_GAP)
+            image.draft(None, wanted)
         elif format_ == "JPEG2000":
             fraction = min(full_size[0] // (width * J2K_GAP), full_size[1] // (height * J2K_GAP))
             halvings = min(max(1, fraction).bit_length() - 1, _j2k_levels(stream))
-            image.reduce = halvings  # type: ignore[method-assign,assignment]  # in this plugin, a setting
+            _halve(image, halvings)
     position = stream.tell()
     file_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(position)
     n_bytes = _decode_bytes(image, format_, full_size, halvings, file_bytes)
-    if n_bytes > max_bytes:
-        raise TooLargeError(f"needs {n_bytes / 1e9:.1f} GB of memory to be decoded, more than it is given")
+    _check_memory(n_bytes, max_bytes)
     if format_ == "JPEG" and (small := _eighth(image, stream)) is not None:
         return small
+    try:
+        image.load()
+    except OSError as error:
+        if "truncated" not in str(error):
+            raise
+        whole = None
+        if format_ == "JPEG":
+            whole = _jpeg_without_end(image, wanted, stream, max_bytes)
+        elif image.tile and image.tile[0].codec_name == "raw":
+            whole = _open(containers.with_tail(stream, bytes(int(file_bytes * LOST_SHARE))), format_)
+            whole.load()
+        if whole is None:
+            raise
+        return whole
+    return image
+
+
+def _check_memory(n_bytes: int, max_bytes: int | None) -> None:
+    if n_bytes <= SMALL_BYTES and max_bytes is None:
+        return
+    most = decode_limit_bytes() if max_bytes is None else max_bytes
+    if n_bytes > most:
+        raise TooLargeError(
+            f"needs {n_bytes / 1e6:,.0f} MB of memory to be decoded and may take {most / 1e6:,.0f}; "
+            f"{DECODE_LIMIT} sets another limit"
+        )
+
+
+def _halve(image: ImageFile.ImageFile, times: int) -> None:
+    """Have a JPEG 2000 image decoded at a fraction. Pillow has a setting for it, and rounds half sides up alone."""
+    if times == 0:
+        return
+    width, height = (-(-side >> times) for side in image.size)  # rounded up, as in ISO 15444-1 annex B.5
+    tile = image.tile[0]
+    assert isinstance(tile.args, tuple)
+    image._size = width, height
+    image.tile = [tile._replace(extents=(0, 0, width, height), args=(tile.args[0], times, *tile.args[2:]))]
+
+
+# A JPEG whose end is missing is read where no more than this share of the image went with it, or one block of an image
+# of several; libjpeg leaves that part grey. So is a file of bare pixels (BMP, TIFF). One that lacks more is cut short:
+# half an image is not what was indexed. Of the other formats the decoders give nothing without the end of the pixels.
+LOST_SHARE = 1 / 32
+_JPEG_END = b"\xff\xd9"
+_FILLERS = (bytes(2**16), b"\xa5" * 2**16)  # to be decoded in place of the end; they begin with other codes
+
+
+def _jpeg_without_end(
+    image: ImageFile.ImageFile, wanted: tuple[int, int] | None, stream: IO[bytes], max_bytes: int | None
+) -> Image.Image | None:
+    """A JPEG that ends before libjpeg has all of it, as libjpeg completes it; None where too much of it is missing."""
+    if not isinstance(stream, io.BytesIO) or not containers.has_every_scan(stream.getvalue()):
+        return None
+    # An eighth shows what is missing, but in progressive files, whose last scans are of details
+    compared = None if image.info.get("progressive") else wanted
+    if compared is None:
+        _check_memory(_decode_bytes(image, "JPEG", image.size, 0, 0), max_bytes)
+    stuffing = b"\0" * stream.getvalue().endswith(b"\xff")  # else the filler would make a marker of it
+    one, other = (_jpeg_with_tail(stream, stuffing + filler + _JPEG_END, compared) for filler in _FILLERS)
+    box = ImageChops.difference(one, other).getbbox()
+    if box is not None:
+        full = _open(stream, "JPEG")
+        across, down = (8 * max((layer[at] for layer in getattr(full, "layer", [])), default=1) for at in (1, 2))
+        width, height = -(-full.width // across), -(-full.height // down)  # in blocks
+        # Colours at half the size, when they are enlarged, change one pixel of the block before as well
+        row = (box[1] + 1) * full.height // one.height // down
+        bottom = min(one.height, -(-(row + 1) * down * one.height // full.height))
+        first = ImageChops.difference(one, other).crop((0, 0, one.width, bottom)).getbbox() or box
+        column = (first[0] + 1) * full.width // one.width // across
+        lost = (height - row) * width - column
+        if lost > max(width * height * LOST_SHARE, min(1, width * height // 4)):
+            return None
+    return _jpeg_with_tail(stream, _JPEG_END, wanted)
+
+
+def _jpeg_with_tail(stream: IO[bytes], tail: bytes, wanted: tuple[int, int] | None) -> Image.Image:
+    image = _open(containers.with_tail(stream, tail), "JPEG")
+    image.draft(None, wanted)
     image.load()
     return image
 
@@ -423,6 +592,9 @@ def _needed(size: tuple[int, int], spec: PixelSpec, orientation: int) -> tuple[i
     return width, height
 
 
+_PIXEL_BYTES = {"WEBP": 16, "AVIF": 10, "HEIC": 10}
+
+
 def _decode_bytes(image: Image.Image, format_: str, full_size: tuple[int, int], halvings: int, file_bytes: int) -> int:
     """About how much memory loading this picture takes, its copies inside the decoders included.
 
@@ -439,7 +611,7 @@ def _decode_bytes(image: Image.Image, format_: str, full_size: tuple[int, int], 
         return n_bytes
     if format_ == "JPEG2000":
         return (full_pixels * 28 >> 2 * halvings) + 2 * file_bytes
-    return full_pixels * {"WEBP": 16, "AVIF": 10, "HEIC": 10, "TIFF": 2 * pixel_bytes}.get(format_, pixel_bytes)
+    return full_pixels * _PIXEL_BYTES.get(format_, 2 * pixel_bytes if format_ == "TIFF" else pixel_bytes)
 
 
 def _upright_rgb(image: Image.Image, spec: PixelSpec | None, orientation: int) -> Image.Image:
@@ -461,12 +633,13 @@ def _upright_rgb(image: Image.Image, spec: PixelSpec | None, orientation: int) -
 
 def _shrunk(image: Image.Image, factor: int) -> Image.Image:
     """The picture in L, RGB, RGBA or CMYK, reduced by a whole factor, band by band so that no full copy is made."""
-    levels = _levels(image) if image.mode[0] in "IF" else None
+    levels = _levels(image) if image.mode[0] in "IF" or _sample_type(image) == np.int8 else None
+    samples = _sample_type(image)
     if factor == 1:
-        small = _plain(image, levels)
+        small = _plain(image, levels, samples)
     else:
         width, height = -(-image.width // factor), -(-image.height // factor)
-        pieces = ((top // factor, _plain(band, levels).reduce(factor)) for top, band in _bands(image, factor))
+        pieces = ((top // factor, _plain(band, levels, samples).reduce(factor)) for top, band in _bands(image, factor))
         _, first = next(pieces)
         small = Image.new(first.mode, (width, height))
         small.paste(first, (0, 0))
@@ -484,17 +657,37 @@ def _bands(image: Image.Image, factor: int) -> Iterator[tuple[int, Image.Image]]
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
-def _plain(image: Image.Image, levels: tuple[float, float] | None) -> Image.Image:
+def _sample_type(image: Image.Image) -> type[np.generic] | None:
+    """What the numbers of a TIFF are that Pillow takes for others; None for what its mode says."""
+    tags = getattr(image, "tag_v2", {})
+    signed, bits = tags.get(339, (1,))[0] == 2, tags.get(258, (1,))[0]
+    if image.mode == "I" and bits == 32 and not signed:
+        return np.uint32
+    if image.mode == "L" and bits == 8 and signed:
+        return np.int8
+    return None
+
+
+def _plain(image: Image.Image, levels: tuple[float, float] | None, samples: type[np.generic] | None) -> Image.Image:
     """A copy in a mode that can be averaged: L, RGB, RGBA or CMYK."""
     if levels is not None:
         black, white = levels
-        grey = (np.asarray(image).astype(np.float32) - black) * (255.0 / (white - black))
-        return Image.fromarray(np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8))
+        values = _values(image, samples)
+        grey = (values.astype(np.float64) - black) * (255.0 / (white - black))
+        shown = np.nan_to_num(grey, nan=0.0).clip(0, 255).round().astype(np.uint8)
+        if image.mode.startswith("I;16") and isinstance(image.info.get("transparency"), int):
+            shown[values == image.info["transparency"]] = 255  # over white
+        return Image.fromarray(shown)
     if image.has_transparency_data:
-        return image.convert("RGBA")
+        return (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     if image.mode == "1":
         return image.convert("L")
     return image.convert(image.mode if image.mode in ("L", "CMYK") else "RGB")
+
+
+def _values(image: Image.Image, samples: type[np.generic] | None) -> npt.NDArray[np.generic]:
+    values = np.asarray(image)
+    return values if samples is None else values.view(samples)
 
 
 def _levels(image: Image.Image) -> tuple[float, float]:
@@ -504,7 +697,9 @@ def _levels(image: Image.Image) -> tuple[float, float]:
         black, white = 0.0, 4095.0 if tags.get(258) == (12,) else 65535.0
     else:
         black, white = _range(image)
-        usual = [full for full in (1.0, 255.0, 65535.0) if white <= full and (full > 1.0 or image.mode == "F")]
+        signed = tags.get(339, (1,))[0] == 2 and tags.get(258, (32,))[0]
+        full_scales = {16: (32767.0,), 8: (127.0,)}.get(signed, (1.0, 255.0, 65535.0, 2.0**32 - 1))
+        usual = [full for full in full_scales if white <= full and (full > 1.0 or image.mode == "F")]
         if black >= 0.0 and usual:
             black, white = 0.0, usual[0]
         elif black == white:
@@ -515,8 +710,9 @@ def _levels(image: Image.Image) -> tuple[float, float]:
 def _range(image: Image.Image) -> tuple[float, float]:
     """The lowest and the highest finite value."""
     lows, highs = [], []
+    samples = _sample_type(image)
     for _, band in _bands(image, 1):
-        values = np.asarray(band)
+        values = _values(band, samples)
         finite = values[np.isfinite(values)]
         if finite.size:
             lows.append(float(finite.min()))

@@ -190,6 +190,68 @@ def heic(path: Path, image: Image.Image | None = None, exif: bytes = b"") -> Pat
     return path
 
 
+def big_heic(path: Path, tiles: Size, side: int = 1024) -> Path:
+    """A HEIC of very many pixels, as telephones write it: a grid of tiles, here all of them the same one."""
+    import pillow_heif
+
+    out = io.BytesIO()
+    pillow_heif.from_pillow(scene((side, side))).save(out, quality=20)
+    one = out.getvalue()
+    config = one.index(b"hvcC") - 4
+    config_box = one[config : config + struct.unpack_from(">I", one, config)[0]]
+    tile = one[one.index(b"mdat") + 4 :]
+    count = tiles[0] * tiles[1]
+    width, height = side * tiles[0], side * tiles[1]
+    grid = struct.pack(">BBBBII", 0, 1, tiles[1] - 1, tiles[0] - 1, width, height)
+
+    def box(name: bytes, *parts: bytes) -> bytes:
+        return struct.pack(">I", 8 + sum(map(len, parts))) + name + b"".join(parts)
+
+    def meta(start: int) -> bytes:
+        infos = [
+            box(b"infe", b"\2\0\0\0", struct.pack(">HH4sB", 1 + number, 0, b"hvc1" if number else b"grid", 0))
+            for number in range(count + 1)
+        ]
+        places = [(start, len(grid)), *[(start + len(grid), len(tile))] * count]
+        return box(
+            b"meta",
+            bytes(4),
+            box(b"hdlr", bytes(8), b"pict", bytes(13)),
+            box(b"pitm", bytes(4), struct.pack(">H", 1)),
+            box(b"iinf", bytes(4), struct.pack(">H", count + 1), *infos),
+            box(b"iref", bytes(4), box(b"dimg", struct.pack(f">HH{count}H", 1, count, *range(2, count + 2)))),
+            box(
+                b"iprp",
+                box(
+                    b"ipco",
+                    config_box,
+                    box(b"ispe", bytes(4), struct.pack(">II", side, side)),
+                    box(b"ispe", bytes(4), struct.pack(">II", width, height)),
+                ),
+                box(
+                    b"ipma",
+                    bytes(4),
+                    struct.pack(">IHBB", count + 1, 1, 1, 3),
+                    *[struct.pack(">HBBB", 2 + number, 2, 0x81, 2) for number in range(count)],
+                ),
+            ),
+            box(
+                b"iloc",
+                bytes(4),
+                struct.pack(">BBH", 0x44, 0, count + 1),
+                *[
+                    struct.pack(">HHHII", 1 + number, 0, 1, offset, length)
+                    for number, (offset, length) in enumerate(places)
+                ],
+            ),
+        )
+
+    ftyp = box(b"ftyp", b"heic", bytes(4), b"mif1heic")
+    start = len(ftyp) + len(meta(0)) + 8
+    path.write_bytes(ftyp + meta(start) + box(b"mdat", grid, tile))
+    return path
+
+
 def cmyk_jpeg_without_adobe(path: Path, image: Image.Image) -> Path:
     """CMYK that is not inverted, in a JPEG without Adobe's marker, as some prepress programs write it."""
     out = io.BytesIO()

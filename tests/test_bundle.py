@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mmsearch.encoders import Bundle, FeatureEncoder, HeadSpec, PixelSpec, TextSpec, optimise, write_bundle
-from mmsearch.encoders.bundle import TEXTS_AT_ONCE, clean_text, upright_rgb
+from mmsearch.encoders.bundle import TEXTS_AT_ONCE, clean_text
 from mmsearch.encoders.catalog import LITE_FOLDER
 from mmsearch.encoders.manifest import damaged
 from mmsearch.encoders.sessions import RUNS_BEFORE_PACKING
@@ -163,22 +163,6 @@ def test_pictures_of_any_mode_and_size_are_encoded(shared: Bundle) -> None:
     modes = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F"]
     images = [Image.new(mode, (width, 9)) for mode in modes for width in (1, 40)]
     assert shared.encode_images(images).shape == (len(images), DIM)
-
-
-def test_transparency_is_white() -> None:
-    assert upright_rgb(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
-    assert upright_rgb(Image.new("LA", (1, 1), (0, 0))).getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_sixteen_bits_become_eight() -> None:
-    deep = Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16))
-    assert [upright_rgb(deep).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
-
-
-def test_the_camera_s_orientation_is_heeded() -> None:
-    image = Image.new("RGB", (4, 2))
-    image.getexif()[0x0112] = 6
-    assert upright_rgb(image).size == (2, 4)
 
 
 @pytest.mark.parametrize(

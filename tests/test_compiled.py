@@ -24,6 +24,7 @@ from mmsearch import compiled, media
 from mmsearch.encoders.preprocess import Interpolation, PixelSpec, _resized, fit
 from tests import pictures
 from tests.damage import damaged_jpegs, jpeg
+from tests.fuzz import sanitized
 
 INCLUDE = sysconfig.get_paths()["include"]
 pytestmark = pytest.mark.skipif(
@@ -32,7 +33,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [str(file) for file in (ROOT / "native").glob("*.c")]
 INTERPOLATIONS = get_args(Interpolation)
 Sides = st.integers(1, 150)
 Sizes = st.tuples(st.integers(8, 150), st.integers(8, 150))
@@ -115,29 +115,15 @@ def test_what_is_damaged_is_left_to_libjpeg_or_decoded_alike(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["", "-DMMSEARCH_PLAIN"])  # the second: as on processors other than Intel's and AMD's
-def test_nothing_makes_it_read_or_write_what_it_was_not_given(tmp_path: Path, how: str) -> None:
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs gcc")
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    flags = ["-O1", "-g", *sanitizers, "-shared", "-fPIC", "-DSOURCES=0", f"-I{INCLUDE}", *how.split()]
-    command = [compiler, *flags, *SOURCES, "-o", str(tmp_path / "_mmsearch.so"), "-lm"]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("gcc has no sanitizers here")
-    libraries = [
-        subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
+@pytest.mark.parametrize("plain", [False, True])
+def test_nothing_makes_it_read_or_write_what_it_was_not_given(tmp_path: Path, plain: bool) -> None:
+    needed = sanitized(tmp_path, plain=plain)
+    if needed is None:
+        pytest.skip("there is no gcc with sanitizers here")
     ran = subprocess.run(
         [sys.executable, "-m", "tests.damage", str(tmp_path), "30000"],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONMALLOC": "malloc",
-            "ASAN_OPTIONS": "detect_leaks=0",
-            "LD_PRELOAD": " ".join(libraries),
-        },
+        env={**os.environ, **needed},
         capture_output=True,
         text=True,
     )

@@ -197,14 +197,32 @@ def test_a_large_picture_is_decoded_while_no_other_is(monkeypatch: pytest.Monkey
     assert beside_large == [0] * 4
 
 
-def test_a_large_picture_is_decoded_and_a_too_large_one_refused(tmp_path: Path) -> None:
-    large = pictures.blank_png(tmp_path / "large.png", (12_000, 10_000))  # 120 MB in grey
-    too_large = pictures.png_bomb(tmp_path / "too-large.png", (15_000, 15_000), colour_type=6)  # 900 MB with alpha
+def test_a_large_picture_is_decoded_and_a_too_large_one_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = pictures.blank_png(tmp_path / "large.png", (16_000, 14_464))  # 231 MB in grey
+    with_alpha = pictures.png_bomb(tmp_path / "too-large.png", (15_000, 15_000), colour_type=6)  # 900 MB
+    monkeypatch.setenv("MMSEARCH_MAX_DECODE_MB", "500")
     with DecodePool(SPEC, workers=2) as pool:
-        got = dict(pool.decode([str(large), str(too_large)]))
+        got = dict(pool.decode([str(large), str(with_alpha)]))
     assert isinstance(got[str(large)], Decoded)
-    reason = "needs 0.9 GB of memory to be decoded, more than it is given"
-    assert got[str(too_large)] == Skip(str(too_large), reason)
+    reason = "needs 900 MB of memory to be decoded and may take 500; MMSEARCH_MAX_DECODE_MB sets another limit"
+    assert got[str(with_alpha)] == Skip(str(with_alpha), reason)
+    monkeypatch.setenv("MMSEARCH_MAX_DECODE_MB", "1000")
+    with DecodePool(SPEC, workers=2) as pool:
+        assert dict(pool.decode([str(with_alpha)])) == {str(with_alpha): Skip(str(with_alpha), "is cut short")}
+
+
+def test_a_worker_may_hold_what_it_was_allowed_for_a_picture_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import resource
+from mmsearch.decoding import _limit_memory
+for allowed in (150_000_000, 4_000_000_000, 150_000_000):
+    _limit_memory(allowed)
+    assert allowed < resource.getrlimit(resource.RLIMIT_DATA)[0] <= allowed + 1_000_000_000
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(mmsearch.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
 
 
 def test_a_pool_looks_ahead_only_so_far(tmp_path: Path) -> None:

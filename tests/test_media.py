@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmsearch import media
+from mmsearch import containers, media
+from mmsearch.decoding import DecodePool
 from mmsearch.encoders.preprocess import LONGEST_WITHIN, PixelSpec, fit
 from mmsearch.errors import MediaError
 from mmsearch.exif import ExifFacts, read_exif
+from mmsearch.facts import Decoded
 from tests import pictures
 
 CLIP = PixelSpec(224, 224)
@@ -377,6 +379,30 @@ def test_a_png_bomb_is_refused_before_a_pixel_is_decoded(tmp_path: Path) -> None
 def test_two_hundred_megapixels_of_jpeg_are_read(tmp_path: Path) -> None:
     facts = media.read(str(pictures.big_jpeg(tmp_path / "big.jpg", (16384, 12288))), CLIP).facts
     assert (facts.width, facts.height) == (16384, 12288)
+
+
+def test_a_webp_is_measured_before_memory_is_taken_for_it(files: dict[str, Path]) -> None:
+    for name in ("WebP", "lossless WebP", "animated WebP"):
+        with pytest.raises(media.TooLargeError):
+            media.read(files[name], CLIP, max_bytes=16 * 640 * 480 - 1)
+        media.read(files[name], CLIP, max_bytes=16 * 640 * 480)
+        assert containers.webp_size(io.BytesIO(files[name].read_bytes())) == (640, 480)
+    huge = bytearray(files["animated WebP"].read_bytes())
+    huge[24:30] = b"\xff" * 6
+    assert reason(bytes(huge)) == "is 16,777,216 x 16,777,216 pixels, more than the 250 million that are read"
+
+
+@pytest.mark.parametrize("tiles", [(2, 2), pytest.param((16, 12), marks=pytest.mark.slow)])
+def test_a_heic_in_tiles_is_read_up_to_two_hundred_megapixels(
+    tmp_path: Path, tiles: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMSEARCH_MAX_DECODE_MB", "2500")
+    path = str(pictures.big_heic(tmp_path / "big.heic", tiles))
+    with DecodePool(CLIP, workers=1, timeout_s=200) as pool:
+        decoded = dict(pool.decode([path]))[path]
+    assert isinstance(decoded, Decoded)
+    assert (decoded.facts.width, decoded.facts.height) == (1024 * tiles[0], 1024 * tiles[1])
+    assert decoded.pixels.std() > 10
 
 
 def test_a_million_frames_cost_the_time_of_one(tmp_path: Path) -> None:

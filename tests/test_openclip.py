@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from mmsearch.encoders import Bundle
-from mmsearch.encoders.bundle import upright_rgb
 from mmsearch.encoders.openclip import bundle_folder, bundle_for, hub_answers, make_bundle, parse_name
 from mmsearch.encoders.preprocess import fit
 from mmsearch.errors import ModelError
+from mmsearch.media import load_rgb
 
 open_clip = pytest.importorskip("open_clip")
 torch = pytest.importorskip("torch")
@@ -240,13 +240,14 @@ def test_pictures_get_open_clips_own_vectors(pair: Pair) -> None:
     # For `longest`, open_clip fails where a side rounds to nothing.
     images = [image for image in pictures() if pair.bundle.pixels.resize != "longest" or image.size != (3, 500)]
     with torch.no_grad():
-        batch = torch.stack([pair.transform(upright_rgb(image)) for image in images])
+        # made small by a whole factor first, as in an index
+        batch = torch.stack([pair.transform(load_rgb(image, pair.bundle.pixels)) for image in images])
         expected = pair.model.encode_image(batch).numpy()
     assert_rows_agree(pair.bundle.encode_images(images), expected)
 
 
 def test_torch_runs_the_image_tower_as_onnx_runtime_does(pair: Pair) -> None:
-    pixels = np.stack([fit(upright_rgb(picture), pair.bundle.pixels) for picture in pictures()])
+    pixels = np.stack([fit(load_rgb(picture), pair.bundle.pixels) for picture in pictures()])
     expected = pair.bundle.image_features(pixels)
     graph = TorchGraph(pair.bundle.folder / "image.onnx", torch.device("cpu"), torch.float32)
     for some in (slice(0, 10), slice(0, 10), slice(2, 5), slice(1, 2)):  # a number that it knows, and new ones

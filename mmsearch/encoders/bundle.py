@@ -190,11 +190,16 @@ class Bundle:
         self._head_tensors("image")
 
     def encode_images(self, images: "Sequence[Image.Image]") -> FloatArray:
-        """(n, dim) float32, rows of length 1. Pictures of any mode and size; EXIF orientation is heeded."""
+        """(n, dim) float32, rows of length 1, as an index computes them. Images of any mode and size.
+
+        Raises MediaError for an image whose file is damaged, if Pillow has not loaded it yet.
+        """
+        from mmsearch.media import load_rgb  # here: a search by words has no use for it
+
         vectors = [np.empty((0, self.dim), dtype=np.float32)]
         at_once = FOR_A_GPU if self.uses_gpu_for(len(images)) else IMAGES_AT_ONCE
         for start in range(0, len(images), at_once):  # so that a long list never stands as pixels all at once
-            batch = [fit(upright_rgb(image), self.pixels) for image in images[start : start + at_once]]
+            batch = [fit(load_rgb(image, self.pixels), self.pixels) for image in images[start : start + at_once]]
             vectors.append(self.project_images(self.image_features(np.stack(batch))))
         return np.concatenate(vectors)
 
@@ -342,19 +347,6 @@ def _mended(text: str) -> str:
     import ftfy  # only here: 0.1 s that plain English does not need
 
     return ftfy.fix_text(text)
-
-
-def upright_rgb(image: "Image.Image") -> "Image.Image":
-    """RGB and upright from any mode; transparency over white, 16 bits to 8."""
-    from PIL import Image, ImageOps  # here: a search by words has no use for them
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.clip(np.asarray(image.convert("I")), 0, 65535) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def has_cuda() -> bool:

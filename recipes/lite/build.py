@@ -49,11 +49,12 @@ from towers import (  # noqa: E402
     packaged,
 )
 
-from mmsearch.encoders.bundle import Bundle, upright_rgb  # noqa: E402
+from mmsearch.encoders.bundle import Bundle  # noqa: E402
 from mmsearch.encoders.heads import unit_rows  # noqa: E402
 from mmsearch.encoders.manifest import HeadSpec, TextSpec  # noqa: E402
 from mmsearch.encoders.preprocess import PixelSpec, fit  # noqa: E402
 from mmsearch.encoders.writing import write_bundle  # noqa: E402
+from mmsearch.media import load_rgb  # noqa: E402
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -207,7 +208,7 @@ def tidy(tokenizer: str) -> str:
 def faithful(bundle: Bundle, things: Materials, learned: Learned) -> tuple[FloatArray, FloatArray]:
     """Cosines of the bundle with the same model in float32, of every fourth held-out picture and of sentences."""
     pictures = [image for path in things.asked[0].held_out.pictures[::4] if (image := drawable(path)) is not None]
-    pixels = [torch.from_numpy(fit(upright_rgb(image), PIXELS))[None] for image in pictures]
+    pixels = [torch.from_numpy(fit(load_rgb(image), PIXELS))[None] for image in pictures]
     with torch.inference_mode():
         features = torch.cat([things.image_tower(one) for one in pixels]).numpy()
     info = ImageNetInfo("imagenet-1k")

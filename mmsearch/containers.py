@@ -1,0 +1,506 @@
+"""What of an image file its pixels need, where Pillow would give the image up for damage to the rest.
+
+Pillow reads a file's metadata before its pixels and refuses the whole for a comment with a wrong checksum, a profile of
+2 MB or a directory entry that points behind the end. The libraries that decode the pixels (libpng, libjpeg, libwebp,
+OpenJPEG, libtiff) pass such parts over, and so do other programs. The functions here give a view of the file without
+those parts: the bytes stay where they are, nothing is decoded, and what the pixels depend on is left as it is.
+"""
+
+import bisect
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, NamedTuple, TypeAlias
+
+MAX_METADATA_BYTES = 4 * 2**20  # of one profile or text, unpacked
+MAX_PARTS = 65_536  # of a file that is looked through; more is no image that a program wrote
+
+Part: TypeAlias = "bytes | tuple[int, int]"  # new bytes, or (start, length) of the file
+
+
+class View(io.RawIOBase):
+    """A file that is put together from parts of another one and from new bytes."""
+
+    def __init__(self, file: IO[bytes], parts: Iterable[Part]) -> None:
+        self._file = file
+        self._parts = [part for part in parts if (len(part) if isinstance(part, bytes) else part[1]) > 0]
+        self._starts = [0]
+        for part in self._parts:
+            self._starts.append(self._starts[-1] + (len(part) if isinstance(part, bytes) else part[1]))
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes from the start."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of any file."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._starts[-1]}[whence]
+        if base + offset < 0:
+            raise ValueError("a place before the start")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """As of any file; at most up to the end of a part."""
+        if self._at >= self._starts[-1] or not len(buffer):
+            return 0
+        number = bisect.bisect_right(self._starts, self._at) - 1
+        part, skipped = self._parts[number], self._at - self._starts[number]
+        if isinstance(part, bytes):
+            data = part[skipped : skipped + len(buffer)]
+        else:
+            self._file.seek(part[0] + skipped)
+            data = self._file.read(min(len(buffer), part[1] - skipped))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def view(file: IO[bytes], parts: Iterable[Part]) -> IO[bytes]:
+    """A file that is read as the parts, one after the other."""
+    return io.BufferedReader(View(file, parts), 2**16)
+
+
+def with_tail(file: IO[bytes], tail: bytes) -> IO[bytes]:
+    """The file and more bytes behind it."""
+    return view(file, [(0, size_of(file)), tail])
+
+
+def size_of(file: IO[bytes]) -> int:
+    """Its length in bytes."""
+    return file.seek(0, io.SEEK_END)
+
+
+def _bytes_at(file: IO[bytes], start: int, length: int) -> bytes:
+    file.seek(start)
+    return file.read(length)
+
+
+def without_damaged_metadata(file: IO[bytes], format_: str) -> IO[bytes] | None:
+    """A view without what no pixel needs, of a file that its plugin does not open; None where there is nothing to do.
+
+    format_: as in `media.sniff`. PNG and TIFF have functions of their own.
+    """
+    parts = {"JPEG": _jpeg_parts, "WEBP": _webp_parts, "GIF": _gif_parts, "JPEG2000": _jp2_parts, "AVIF": _avif_parts}
+    if format_ not in parts:
+        return None
+    return view(file, parts[format_](file))
+
+
+# PNG
+
+
+_TEXT_WITH_EXIF = (b"Raw profile type exif", b"Raw profile type APP1", b"exif")  # as ImageMagick and others write it
+
+
+def png_and_metadata(file: IO[bytes]) -> tuple[IO[bytes], dict[str, Any]]:
+    """A view of a PNG's chunks for its first image alone, and of its metadata what is used, as Pillow names it.
+
+    As libpng does, an ancillary chunk whose checksum is wrong, or that makes no sense, counts as missing, and so do the
+    chunks of an animation. Text is read where it holds EXIF alone.
+    """
+    metadata: dict[str, Any] = {}
+    parts: list[Part] = [(0, 8)]
+    size, at, kind, has_pixels = size_of(file), 8, (0, 0), False
+    for _ in range(MAX_PARTS):
+        header = _bytes_at(file, at, 8)
+        length, name = int.from_bytes(header[:4], "big"), header[4:]
+        if len(header) < 8 or not name.isalpha() or length >= 2**31:
+            if not has_pixels:
+                parts.append((at, size - at))  # for the plugin to say what is wrong with it
+            break
+        if name == b"IDAT" or (name[0:1].isupper() and not has_pixels):
+            if name == b"IHDR":
+                depth, colour_type = _bytes_at(file, at + 16, 2).ljust(2, b"\0")
+                kind = colour_type, depth
+            has_pixels = has_pixels or name == b"IDAT"
+            if at + 12 + length <= size:
+                _append(parts, at, 12 + length)
+            else:  # the last, without its end
+                length = min(length, size - at - 8)
+                parts += [length.to_bytes(4, "big") + name, (at + 8, length)]
+                break
+        elif name in _PNG_METADATA or (name == b"tRNS" and not has_pixels):
+            if length <= 4 * MAX_METADATA_BYTES and (data := _checked(file, at, length)) is not None:
+                if name != b"tRNS":
+                    for key, value in _PNG_METADATA[name](data):
+                        metadata.setdefault(key, value)
+                elif length in _TRANSPARENCY_BYTES.get(kind[0], ()):
+                    parts.append(_chunk(name, _transparency(data, *kind)))
+        elif name == b"IEND":
+            break
+        at += 12 + length
+    parts.append(_chunk(b"IEND", b""))
+    return view(file, parts), metadata
+
+
+def _transparency(data: bytes, colour_type: int, depth: int) -> bytes:
+    """What tRNS says, in the numbers that Pillow unpacks the pixels to: of 8 bits, but for 16 of grey."""
+    values = struct.unpack(f">{len(data) // 2}H", data) if colour_type != 3 else ()
+    if colour_type == 0 and depth in (2, 4):
+        values = tuple((value & 2**depth - 1) * 255 // (2**depth - 1) for value in values)
+    elif colour_type == 2 and depth == 16:
+        values = tuple(value >> 8 for value in values)
+    return struct.pack(f">{len(values)}H", *values) if values else data
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+
+
+_TRANSPARENCY_BYTES = {0: (2,), 2: (6,), 3: range(1, 257)}  # of tRNS, by the colour type
+
+
+def _append(parts: list[Part], start: int, length: int) -> None:
+    """Bytes of the file; what follows on the last part becomes one with it, since a PNG may have 100,000 chunks."""
+    last = parts[-1]
+    if not isinstance(last, bytes) and sum(last) == start:
+        parts[-1] = (last[0], last[1] + length)
+    else:
+        parts.append((start, length))
+
+
+def _checked(file: IO[bytes], at: int, length: int) -> bytes | None:
+    """What is in the chunk at a place; None where its checksum is another."""
+    chunk = _bytes_at(file, at + 4, length + 8)
+    if len(chunk) < length + 8 or zlib.crc32(chunk[:-4]) != int.from_bytes(chunk[-4:], "big"):
+        return None
+    return chunk[4:-4]
+
+
+def _inflated(data: bytes) -> bytes:
+    """Nothing where it is damaged, or longer than is read."""
+    stream = zlib.decompressobj()
+    try:
+        plain = stream.decompress(data, MAX_METADATA_BYTES)
+    except zlib.error:
+        return b""
+    return plain if stream.eof else b""
+
+
+def _profile(data: bytes) -> Iterator[tuple[str, Any]]:
+    _, _, packed = data.partition(b"\0")
+    if packed[:1] == b"\0":
+        yield "icc_profile", _inflated(packed[1:])
+
+
+def _exif(data: bytes) -> Iterator[tuple[str, Any]]:
+    yield "exif", b"Exif\0\0" + data
+
+
+def _text(data: bytes) -> Iterator[tuple[str, Any]]:
+    key, _, value = data.partition(b"\0")
+    if key in _TEXT_WITH_EXIF:
+        yield key.decode(), value if key == b"exif" else value.decode("latin-1")
+
+
+def _packed_text(data: bytes) -> Iterator[tuple[str, Any]]:
+    key, _, value = data.partition(b"\0")
+    if key in _TEXT_WITH_EXIF and value[:1] == b"\0":
+        yield key.decode(), _inflated(value[1:]).decode("latin-1")
+
+
+def _international_text(data: bytes) -> Iterator[tuple[str, Any]]:
+    key, _, value = data.partition(b"\0")
+    parts = value[2:].split(b"\0", 2)
+    if key in _TEXT_WITH_EXIF and len(parts) == 3:
+        text = _inflated(parts[2]) if value[:1] == b"\1" else parts[2]
+        yield key.decode(), text.decode("latin-1")
+
+
+_PNG_METADATA = {
+    b"iCCP": _profile,
+    b"eXIf": _exif,
+    b"tEXt": _text,
+    b"zTXt": _packed_text,
+    b"iTXt": _international_text,
+}
+
+
+# JPEG
+
+
+def _jpeg_parts(file: IO[bytes]) -> list[Part]:
+    """Without comments and application segments that are too short for what they say they are, as libjpeg reads it."""
+    size, at = size_of(file), 2
+    parts: list[Part] = [(0, 2)]
+    for _ in range(MAX_PARTS):
+        head = _bytes_at(file, at, 18)
+        start = head.find(b"\xff")
+        if start != 0 or head[1:2] == b"\xff" or len(head) < 4:  # between segments, or bytes that fill up
+            at += start if start > 0 else 1 if start == 0 else len(head)
+            if at >= size or not head:
+                break
+            continue
+        marker, length, data = head[1], max(2, int.from_bytes(head[2:4], "big")), head[4:]
+        if marker in _MARKERS_ALONE:
+            at += 2
+            continue
+        if marker in (0xDA, 0xD9):
+            parts.append((at, size - at))
+            break
+        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or _is_of_use(marker, data, length - 2):
+            _append(parts, at, 2 + length)
+        at += 2 + length
+    return parts
+
+
+_MARKERS_ALONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})  # without a length
+
+
+def _is_of_use(marker: int, data: bytes, length: int) -> bool:
+    """Of application segments: for the colours, and for what EXIF says."""
+    return (
+        (marker == 0xE0 and data.startswith(b"JFIF\0") and length >= 14)
+        or (marker == 0xE1 and data.startswith(b"Exif\0\0"))
+        or (marker == 0xE2 and data.startswith(b"ICC_PROFILE\0") and length >= 14)
+        or (marker == 0xEE and data.startswith(b"Adobe") and length >= 12)
+    )
+
+
+class _Scan(NamedTuple):
+    components: bytes  # their ids
+    first: int  # of the 64 coefficients
+    last: int
+    low: int  # bits that a later scan brings
+
+
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+
+
+def has_every_scan(data: bytes) -> bool:
+    """Whether the last scan of a JPEG has begun: then all that its end lacks is the end of that scan."""
+    components, is_progressive, scans = b"", False, []
+    at = 2
+    while (found := _NEXT_MARKER.search(data, at)) is not None:
+        at = found.end()
+        marker, length = data[at - 1], int.from_bytes(data[at : at + 2], "big")
+        segment = data[at + 2 : at + length]
+        if marker in (0xC0, 0xC1, 0xC2):
+            components, is_progressive = segment[6::3], marker == 0xC2
+        elif marker == 0xDA:
+            if len(segment) < 4 or len(segment) != 2 * segment[0] + 4:
+                return False
+            scans.append(_Scan(segment[1:-3:2], segment[-3], segment[-2], segment[-1] & 15))
+        at += length
+    if not is_progressive:
+        return bool(components) and set(components) == {one for scan in scans for one in scan.components}
+    bits = {(component, place): 16 for component in components for place in range(64)}
+    for scan in scans:
+        bits.update({(one, place): scan.low for one in scan.components for place in range(scan.first, scan.last + 1)})
+    return bool(components) and not any(bits.values())
+
+
+# WebP
+
+
+def _webp_parts(file: IO[bytes]) -> list[Part]:
+    """The whole chunks, without metadata that ends after the file does; with the length that they have."""
+    size, at = size_of(file), 12
+    parts: list[Part] = []
+    for _ in range(MAX_PARTS):
+        header = _bytes_at(file, at, 8)
+        length = int.from_bytes(header[4:], "little")
+        length += length & 1
+        if len(header) < 8 or at + 8 + length > size:
+            break
+        parts.append((at, 8 + length))
+        at += 8 + length
+    return [b"RIFF" + (at - 8).to_bytes(4, "little") + b"WEBP", *parts]
+
+
+def webp_size(file: IO[bytes]) -> tuple[int, int]:
+    """(width, height), which its plugin takes memory for before it says them; zeros where the header is damaged."""
+    head = _bytes_at(file, 12, 18).ljust(18, b"\0")
+    if head[:4] == b"VP8X":
+        return 1 + int.from_bytes(head[12:15], "little"), 1 + int.from_bytes(head[15:18], "little")
+    if head[:4] == b"VP8L":
+        bits = int.from_bytes(head[9:13], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if head[:4] == b"VP8 ":
+        return int.from_bytes(head[14:16], "little") & 0x3FFF, int.from_bytes(head[16:18], "little") & 0x3FFF
+    return 0, 0
+
+
+# GIF
+
+
+def _gif_parts(file: IO[bytes]) -> list[Part]:
+    """Up to the end of the first frame, with no extension but a whole graphic control."""
+    head = _bytes_at(file, 0, 13)
+    at = 13 + (3 << (head[10] & 7) + 1 if len(head) == 13 and head[10] & 0x80 else 0)
+    parts: list[Part] = [(0, at)]
+    for _ in range(MAX_PARTS):
+        head = _bytes_at(file, at, 8)
+        if head[:1] == b"\x2c":
+            return [*parts, (at, size_of(file) - at)]
+        if head[:1] == b"\x21":
+            end = _after_sub_blocks(file, at + 2)
+            if head[1] == 0xF9 and head[2] == 4 and end == at + 8:
+                parts.append((at, 8))
+            at = end
+        elif head[:1] in (b"", b";"):
+            break
+        else:
+            at += 1
+    return [(0, size_of(file))]
+
+
+def _after_sub_blocks(file: IO[bytes], at: int) -> int:
+    while length := _bytes_at(file, at, 1):
+        at += 1 + length[0]
+        if length == b"\0":
+            break
+    return at
+
+
+# JPEG 2000
+
+
+class Box(NamedTuple):
+    """Of an ISO media file: JPEG 2000, HEIC, AVIF."""
+
+    name: bytes
+    start: int  # of its header
+    data: int  # of what is in it
+    end: int
+
+
+def boxes(file: IO[bytes], start: int, end: int) -> Iterator[Box]:
+    """The boxes one after the other, up to one that is damaged; the last may say that it ends behind `end`."""
+    for _ in range(MAX_PARTS):
+        header = _bytes_at(file, start, 16)
+        if start + 8 > end or len(header) < 8:
+            return
+        length, data = int.from_bytes(header[:4], "big"), start + 8
+        if length == 1:
+            length, data = int.from_bytes(header[8:16], "big"), start + 16
+        box = Box(header[4:8], start, data, start + length if length else end)
+        if box.end < data:
+            return
+        yield box
+        start = box.end
+
+
+_JP2_HEADER = frozenset({b"ihdr", b"bpcc", b"colr", b"pclr", b"cmap", b"cdef"})
+_EXIF_IDS = (
+    b"JpgTiffExif->JP2",
+    b"\x05\x37\xcd\xab\x9d\x0c\x44\x31\xa7\x2a\xfa\x56\x1f\x2a\x11\x3e",  # Photoshop's, as ExifTool reads it
+)
+
+
+def _jp2_parts(file: IO[bytes]) -> list[Part]:
+    """The header's boxes for colours, and the pixels."""
+    size = size_of(file)
+    parts: list[Part] = []
+    for box in boxes(file, 0, size):
+        if box.name == b"jp2h":
+            kept = [inner for inner in boxes(file, box.data, min(box.end, size)) if inner.name in _JP2_HEADER]
+            length = 8 + sum(inner.end - inner.start for inner in kept)
+            parts.append(length.to_bytes(4, "big") + b"jp2h")
+            parts += [(inner.start, inner.end - inner.start) for inner in kept]
+        elif box.name in (b"jP  ", b"ftyp", b"jp2c"):
+            parts.append((box.start, min(box.end, size) - box.start))
+    return parts
+
+
+def jp2_exif(file: IO[bytes]) -> bytes:
+    """The EXIF block of a JPEG 2000 file, in a `uuid` box or in an `Exif` box as of JPEG XL; nothing if it has none."""
+    size = size_of(file)
+    for box in boxes(file, 0, size):
+        data = _bytes_at(file, box.data, min(box.end - box.data, MAX_METADATA_BYTES)) if box.end <= size else b""
+        if box.name == b"uuid" and data[:16] in _EXIF_IDS:
+            return data[16:]
+        if box.name == b"Exif":
+            return data[4 + int.from_bytes(data[:4], "big") :]
+    return b""
+
+
+def j2k_start(file: IO[bytes]) -> int:
+    """Where the codestream of a JPEG 2000 file begins."""
+    if _bytes_at(file, 0, 2) == b"\xff\x4f":
+        return 0
+    return next((box.data for box in boxes(file, 0, size_of(file)) if box.name == b"jp2c"), 0)
+
+
+# AVIF
+
+
+def _avif_parts(file: IO[bytes]) -> list[Part]:
+    """With another name for the item that is EXIF, which the plugin wants to be without fault."""
+    size = size_of(file)
+    meta = next((box for box in boxes(file, 0, size) if box.name == b"meta"), None)
+    data = _bytes_at(file, meta.data, min(meta.end - meta.data, MAX_METADATA_BYTES)) if meta else b""
+    item = re.search(rb"infe[\2\3]...(?:..|....)..Exif", data, re.DOTALL)
+    if meta is None or item is None:
+        return [(0, size)]
+    at = meta.data + item.end()
+    return [(0, at - 4), b"skip", (at, size - at)]
+
+
+# TIFF
+
+
+_TIFF_WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TIFF_PIXELS = frozenset(
+    {254, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 284, 292, 293, 301, 317, 318, 319, 320}
+    | {322, 323, 324, 325, 332, 333, 334, 336, 338, 339, 340, 341, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521}
+    | {529, 530, 531, 532, 34675, 37724, 50838}
+)
+
+
+def tiff_without_damaged_metadata(file: IO[bytes]) -> IO[bytes]:
+    """The file; if an entry of its first directory is damaged, a view without entries that no pixel needs.
+
+    Pillow reads no further than to an entry that points behind the end, and takes what follows for missing, which
+    may be how the pixels are kept.
+    """
+    order = "<" if _bytes_at(file, 0, 2) == b"II" else ">"
+    is_big = struct.unpack(order + "H", _bytes_at(file, 2, 2).ljust(2, b"\0"))[0] == 43
+    how = ("Q", "Q", 20, 8) if is_big else ("H", "I", 12, 4)  # the count, the offsets, bytes of an entry, of an offset
+    counting, pointing, width, inline = (order + how[0], order + how[1], how[2], how[3])
+    size, head = size_of(file), 8 if is_big else 4
+    start = _number(pointing, _bytes_at(file, head, inline))
+    count = _number(counting, _bytes_at(file, start, struct.calcsize(counting)))
+    file.seek(0)
+    if not 8 <= start < size or count > 4096:
+        return file
+    directory = _bytes_at(file, start + struct.calcsize(counting), width * count)
+    file.seek(0)
+    entries = [directory[at : at + width] for at in range(0, len(directory) - width + 1, width)]
+    whole = [entry for entry in entries if _is_whole(entry, order, pointing, inline, size)]
+    if len(whole) == len(entries):
+        return file
+    kept = [entry for entry in whole if _number(order + "H", entry[:2]) in _TIFF_PIXELS]
+    new = struct.pack(counting, len(kept)) + b"".join(kept) + bytes(inline)
+    end = size + (size & 1)
+    return view(
+        file,
+        [(0, head), struct.pack(pointing, end), (head + inline, size - head - inline), bytes(end - size), new],
+    )
+
+
+def _is_whole(entry: bytes, order: str, pointing: str, inline: int, size: int) -> bool:
+    """Whether the value of a TIFF entry is of a type that there is, and lies inside the file."""
+    kind, count, value = _number(order + "H", entry[2:4]), _number(pointing, entry[4 : 4 + inline]), entry[4 + inline :]
+    if kind not in _TIFF_WIDTHS or not count:
+        return False
+    n_bytes = _TIFF_WIDTHS[kind] * count
+    return n_bytes <= inline or _number(pointing, value) + n_bytes <= size
+
+
+def _number(form: str, data: bytes) -> int:
+    """0 where the file has ended."""
+    length = struct.calcsize(form)
+    return int(struct.unpack(form, data[:length].ljust(length, b"\0"))[0])

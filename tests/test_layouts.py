@@ -1,0 +1,193 @@
+"""However a file keeps its pixels, they are read as drawn or refused: layouts of TIFF, sizes of JPEG 2000."""
+
+import io
+import struct
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmsearch import media
+from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch.errors import MediaError
+from tests import pictures
+from tests.tiffs import Samples, tiff
+
+HEIGHT, WIDTH = 40, 35
+
+
+def jp2(size: tuple[int, int], **how: object) -> bytes:
+    out = io.BytesIO()
+    pictures.scene(size).save(out, "JPEG2000", **how)
+    return out.getvalue()
+
+
+# TIFF
+
+
+def scaled(values: np.ndarray, kind: str) -> Samples:
+    """0..255 -> the whole range of a type, or what of it is not negative."""
+    whole = {"u1": 255, "u2": 65535, "u4": 2**32 - 1, "i1": 127, "i2": 32767, "i4": 65535, "f4": 1.0}[kind]
+    return (values.astype(np.float64) * whole / 255).astype(kind)
+
+
+def drawn() -> Iterator[tuple[str, int, tuple[int, ...], Samples, np.ndarray]]:
+    """(name, photometric, extra samples, samples, what is to be seen), for every kind of sample."""
+    rgb = np.asarray(pictures.scene((WIDTH, HEIGHT), 3)).astype(float)
+    grey = rgb[:, :, :1]
+    alpha = np.broadcast_to(np.linspace(30, 255, WIDTH)[None, :, None], grey.shape)
+    for kind in ("u1", "u2", "u4", "i1", "i2", "i4", "f4"):
+        yield f"grey {kind}", 1, (), scaled(grey, kind), grey
+        yield f"inverse grey {kind}", 0, (), scaled(255 - grey, kind), grey
+        yield f"RGB {kind}", 2, (), scaled(rgb, kind), rgb
+        for photometric, colours in ((1, grey), (2, rgb)):
+            over_white = colours * alpha / 255 + 255 - alpha
+            for extra, stored, seen in (
+                (0, colours, colours),
+                (1, colours * alpha / 255, over_white),
+                (2, colours, over_white),
+            ):
+                samples = scaled(np.concatenate([stored, alpha], axis=2), kind)
+                yield f"{photometric} with extra {extra} {kind}", photometric, (extra,), samples, seen
+    cmyk = np.asarray(Image.fromarray(rgb.astype(np.uint8)).convert("CMYK"))
+    yield "CMYK u1", 5, (), cmyk, rgb
+    yield "CMYK u2", 5, (), scaled(cmyk, "u2"), rgb
+    yield "YCbCr", 6, (), np.asarray(Image.fromarray(rgb.astype(np.uint8)).convert("YCbCr")), rgb
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planes", [False, True])
+def test_a_tiff_is_read_as_drawn_or_refused(order: str, planes: bool) -> None:
+    n_read = 0
+    for name, photometric, extra, samples, seen in drawn():
+        if planes and samples.shape[2] == 1:
+            continue
+        for tile, compression, predictor in product((0, 16), ("none", "deflate", "packbits"), (1, 2, 3)):
+            if (predictor > 1 and compression != "deflate") or (predictor == 3 and samples.dtype.kind != "f"):
+                continue
+            data = tiff(
+                samples,
+                photometric,
+                order=order,  # type: ignore[arg-type]
+                extra=extra,
+                planes=planes,
+                tile=tile,
+                compression=compression,  # type: ignore[arg-type]
+                predictor=predictor,  # type: ignore[arg-type]
+            )
+            try:
+                shown = np.asarray(media.load_rgb(data)).astype(float)
+            except MediaError:
+                continue
+            n_read += 1
+            # Three roundings: of what was drawn, of alpha, of what is shown
+            assert np.abs(shown - seen).max() <= 3, f"{name} tile {tile} {compression} predictor {predictor}"
+    assert n_read > (60 if planes else 140)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "LA", "La"])
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_the_usual_layouts_are_read(mode: str, kind: str) -> None:
+    if mode in ("LA", "La") and kind == "u2":
+        pytest.skip("Pillow has no mode for it: it is refused")
+    photometric, extra, count = {
+        "RGB": (2, (), 3),
+        "RGBA": (2, (2,), 4),
+        "CMYK": (5, (), 4),
+        "LA": (1, (2,), 2),
+        "La": (1, (1,), 2),
+    }[mode]
+    samples = scaled(np.full((HEIGHT, WIDTH, count), 255.0), kind)
+    for planes in (False, True) if mode not in ("LA", "La") else (False,):
+        media.load_rgb(tiff(samples, photometric, extra=extra, planes=planes))
+
+
+def test_signed_numbers_below_zero_are_darker_than_those_above() -> None:
+    ramp = np.linspace(-100, 100, WIDTH).round()[None, :, None].repeat(HEIGHT, 0)
+    for kind, order in product(("i1", "i2", "i4"), "<>"):
+        row = np.asarray(media.load_rgb(tiff(ramp.astype(kind), 1, order=order)))[0, :, 0]  # type: ignore[arg-type]
+        assert (row[0], row[-1]) == (0, 255)
+        assert (np.diff(row.astype(int)) > 0).all()
+
+
+def test_a_tiff_that_lacks_strips_is_not_filled_up_in_black() -> None:
+    data = tiff(scaled(np.full((HEIGHT, WIDTH, 3), 200.0), "u1"), 2, rows_per_strip=HEIGHT)
+    height = struct.pack("<HHII", 257, 4, 1, HEIGHT)
+    with pytest.raises(MediaError, match="is cut short"):
+        media.load_rgb(data.replace(height, struct.pack("<HHII", 257, 4, 1, 4 * HEIGHT)))
+
+
+# JPEG 2000
+
+
+@pytest.mark.parametrize("form", [{}, {"no_jp2": True}])
+def test_jpeg_2000_of_any_size_is_read_at_a_fraction(form: dict[str, object]) -> None:
+    for width in range(1, 72):
+        size = (width, 72 - width)
+        data = jp2(size, **form)
+        whole = np.asarray(media.load_rgb(data)).astype(int)
+        for spec in (PixelSpec(1, 1, "squash"), PixelSpec(3, 3, "squash"), PixelSpec(8, 8)):
+            decoded = media.read(data, spec)
+            assert (decoded.facts.width, decoded.facts.height) == size
+        small = media.read(data, PixelSpec(2, 2, "squash")).pixels
+        assert np.abs(small.mean((0, 1)) - whole.mean((0, 1))).max() < 25
+        with Image.open(io.BytesIO(media.thumbnail(data, 5))) as thumbnail:
+            assert max(thumbnail.size) == min(5, max(size))
+
+
+@pytest.mark.parametrize("width", [*range(2090, 4101, 67), 4001])
+def test_wide_jpeg_2000_is_read_at_a_fraction(width: int) -> None:
+    data = jp2((width, 40))
+    assert media.read(data, PixelSpec(64, 4, "squash")).facts.width == width
+    assert media.thumbnail(data, 480)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"tile_size": (17, 13)},
+        {"offset": (5, 3), "tile_offset": (0, 0), "tile_size": (32, 32)},
+        {"num_resolutions": 1},
+    ],
+)
+def test_jpeg_2000_in_tiles_off_its_grid_or_of_one_resolution_is_read(how: dict[str, object]) -> None:
+    for size in ((61, 47), (64, 48), (50, 33)):
+        data = jp2(size, **how)
+        whole = np.asarray(media.load_rgb(data)).astype(int)
+        small = media.read(data, PixelSpec(4, 4, "squash")).pixels
+        assert np.abs(small.mean((0, 1)) - whole.mean((0, 1))).max() < 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(4001, 3000), (4000, 3001), (2091, 2345), (3333, 2222)])
+def test_large_jpeg_2000_is_read(size: tuple[int, int]) -> None:
+    data = jp2(size)
+    assert media.read(data, PixelSpec(224, 224)).facts.width == size[0]
+    assert media.thumbnail(data, 480)
+
+
+def test_exif_in_jpeg_2000_is_read() -> None:
+    block = pictures.exif(orientation=6, make="Canon", taken_at="2019:07:14 10:20:30")
+    data = jp2((64, 48))
+    uuid = b"JpgTiffExif->JP2" + block.removeprefix(b"Exif\0\0")
+    box = struct.pack(">I", 8 + len(uuid)) + b"uuid" + uuid
+    exif = struct.pack(">I", 6) + block
+    other = struct.pack(">I", 8 + len(exif)) + b"Exif" + exif
+    pixels = data.index(b"jp2c") - 4
+    for with_block in (data[:pixels] + box + data[pixels:], data + box, data + other):
+        decoded = media.read(with_block, PixelSpec(8, 8))
+        assert (decoded.facts.camera, decoded.facts.taken_at) == ("Canon", "2019-07-14T10:20:30")
+        assert (decoded.facts.width, decoded.facts.height) == (48, 64)
+    junk = data[:pixels] + box[:24] + b"\xff" * (len(box) - 24) + data[pixels:]
+    assert media.read(junk, PixelSpec(8, 8)).facts.camera is None
+
+
+def test_a_codestream_behind_much_metadata_is_still_decoded_small(tmp_path: Path) -> None:
+    data = jp2((640, 480))
+    pixels = data.index(b"jp2c") - 4
+    box = struct.pack(">I", 200_000) + b"uuid" + bytes(200_000 - 8)
+    with_box = io.BytesIO(data[:pixels] + box + data[pixels:])
+    assert media._j2k_levels(with_box) == media._j2k_levels(io.BytesIO(data)) > 2
