@@ -28,6 +28,7 @@ from mmsearch.everyday import everyday_queries
 from mmsearch.facts import ImageFacts
 from mmsearch.items import Item, existing, item, number_of
 from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, described
+from mmsearch.locations import option_for
 from mmsearch.opened import Opened
 from mmsearch.query import Asked, Query, picture
 from mmsearch.reranking import RERANKED, reranked
@@ -619,7 +620,8 @@ class Index:
         """Forget trained heads. Raises UsageError for those in use, and for unknown ones."""
         with self._opened.writing(self._opened.there(), wait_s) as writer:
             if _heads_named(writer, name).in_use:
-                raise UsageError(f"The heads '{name}' are in use. Turn them off first: mmsearch heads off")
+                off = f"mmsearch heads off{option_for(self.folder)}"
+                raise UsageError(f"The heads '{name}' are in use. Turn them off first: {off}")
             with writer.transaction():
                 writer.remove_heads(name)
 
