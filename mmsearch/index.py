@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mmsearch import duplicates, garbage, search
 from mmsearch.asking import Asking
 from mmsearch.duplicates import Group
-from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, decoded_for, embed_pixels, embed_texts, encodable
+from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, encodable
 from mmsearch.encoders.base import Encoder, FloatArray
 from mmsearch.encoders.bundle import INT8, Device, Precision
 from mmsearch.encoders.heads import TrainedHeads
@@ -181,7 +181,8 @@ class Index:
         embedded: list[Embedded] = []
         read: list[ImageFacts] = []
         waiting = iter(images)
-        while decoded := [decoded_for(self._opened.encoder(), one) for one in islice(waiting, PICTURES_AT_ONCE)]:
+        while some := list(islice(waiting, PICTURES_AT_ONCE)):
+            decoded = self._asking.pictures.read(self._opened.encoder(), some)
             embedded += embed_pixels(self._opened.encoder(), [one.pixels for one in decoded])
             read += [one.facts for one in decoded]
         names, own = _checked(ids, facts, len(read))
@@ -350,7 +351,9 @@ class Index:
     def describe(self, image: Asked, *, k: int = 5) -> Description:
         """What can be said of a picture, and who says so: the k nearest captions that fit, and everyday words."""
         judge = self._judge()
-        return described(judge.fitting(image, self.lookup(image, k=k)), judge.tags(image), judge.said(image))
+        shown = judge.read(image)
+        captions = self.lookup(Query.of_picture(shown), k=k)
+        return described(judge.fitting(shown, captions), judge.tags(shown), judge.said(shown))
 
     def _judge(self) -> Judge:
         """By the model of the index, under the heads in use now."""
@@ -360,6 +363,7 @@ class Index:
             lambda image: self._asking.query_vector(_of_picture(image), heads)[0],
             lambda texts: self._asking.vectors_of_texts(texts, heads, cached_apart=True),
             self._opened.encoder(),
+            self._asking.pictures,
             getattr(self._opened.encoder(), "calibration", None) if heads is None else None,
         )
 

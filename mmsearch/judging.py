@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmsearch.embedding import decoded_for, embed_pixels, embed_texts
+from mmsearch.embedding import embed_pixels, embed_texts
 from mmsearch.encoders.base import Encoder, FloatArray
 from mmsearch.encoders.calibration import Calibration
 from mmsearch.encoders.joint import describing_of, fused_of
 from mmsearch.errors import UsageError
 from mmsearch.everyday import QUERIES, SUBJECTS
+from mmsearch.facts import Decoded
+from mmsearch.pictures import PictureReader
 
 if TYPE_CHECKING:
     from mmsearch.search import Hit
@@ -78,18 +80,24 @@ class Judge:
         embed_image: Callable[[Any], FloatArray],
         embed_texts: Callable[[Sequence[str]], FloatArray],
         encoder: Encoder,
+        pictures: PictureReader,
         calibration: Calibration | None = None,
     ) -> None:
         self._embed_image = embed_image
         self._embed_texts = embed_texts
         self._encoder = encoder
+        self._pictures = pictures
         self._calibration = calibration or USUAL
+
+    def read(self, image: Any) -> Decoded:
+        """A picture, however it is given, in the pixels that the model reads. Raises MediaError, QueryError."""
+        return self._pictures.read(self._encoder, [image])[0]
 
     def match(self, image: Any, text: str) -> Match:
         """Whether a text belongs to a picture. Raises UsageError for an empty text."""
         if not text.strip():
             raise UsageError("match needs a text. Say what the picture should show.")
-        image = decoded_for(self._encoder, image)
+        image = self.read(image)
         picture = self._embed_image(image)
         row = self._embed_texts([text])
         fused = fused_of(self._encoder)
@@ -108,7 +116,7 @@ class Judge:
         where there are any. Raises UsageError for fewer than two labels, or the same twice.
         """
         if not labels and (fused := fused_of(self._encoder)) is not None and fused.classes:
-            shares = fused.classify(decoded_for(self._encoder, image).pixels[None], [text or ""])[0]
+            shares = fused.classify(self.read(image).pixels[None], [text or ""])[0]
             order = np.argsort(-shares, kind="stable")
             return [Label(fused.classes[place], float(shares[place]), "trained head") for place in order]
         if len(labels) < 2 or len({*labels}) < len(labels) or not all(label.strip() for label in labels):
@@ -136,7 +144,7 @@ class Judge:
     def said(self, image: Any) -> str | None:
         """What the model's decoder says of a picture; None where it has none, or says nothing."""
         describing = describing_of(self._encoder)
-        return None if describing is None else describing.describe(decoded_for(self._encoder, image).pixels) or None
+        return None if describing is None else describing.describe(self.read(image).pixels) or None
 
     def fitting(self, image: Any, captions: Sequence["Hit"]) -> list["Hit"]:
         """The captions, each with its cosine with the picture as score, that are likelier to fit than not."""
@@ -148,15 +156,16 @@ class Judge:
 
 def judge_of(encoder: Encoder) -> Judge:
     """A judge without an index. Its pictures are paths, bytes, open files or PIL images."""
+    pictures = PictureReader()
 
     def embed_image(image: Any) -> FloatArray:
-        decoded = decoded_for(encoder, image)
+        (decoded,) = pictures.read(encoder, [image])
         return embed_pixels(encoder, [decoded.pixels])[0].vector
 
     def embed(texts: Sequence[str]) -> FloatArray:
         return np.stack([row.vector for row in embed_texts(encoder, texts)])
 
-    return Judge(embed_image, embed, encoder, getattr(encoder, "calibration", None))
+    return Judge(embed_image, embed, encoder, pictures, getattr(encoder, "calibration", None))
 
 
 def standing(picture: FloatArray, texts: FloatArray, everyday: FloatArray) -> FloatArray:

@@ -96,7 +96,11 @@ def describe_command(image: str, index_name: str, model: str | None, as_json: bo
     """
     with _asked(index_name, model) as asks:
         shown = _picture(image)
-        found = asks.describe(shown) if isinstance(asks, Index) else described((), asks.tags(shown), asks.said(shown))
+        if isinstance(asks, Index):
+            found = asks.describe(shown)
+        else:
+            shown = asks.read(shown)
+            found = described((), asks.tags(shown), asks.said(shown))
     if as_json:
         says: dict[str, Any] = {
             "text": found.text,
