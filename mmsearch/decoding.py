@@ -171,7 +171,7 @@ class DecodePool:
         most_bytes: int,
         understand: "Callable[[dict[str, Any], PixelArray], Result]",
     ) -> Iterator[tuple[File, Result | Skip]]:
-        done: queue.SimpleQueue[tuple[Any, Result | Skip]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[Any, Result | Skip | Exception]] = queue.SimpleQueue()
         abandoned = threading.Event()
         left = iter(files)
         n_open = 0
@@ -183,7 +183,10 @@ class DecodePool:
                     n_open += 1
                 if n_open == 0:
                     return
-                yield _take(done)
+                file, result = _take(done)
+                if isinstance(result, Exception):
+                    raise result
+                yield file, result
                 n_open -= 1
         finally:
             abandoned.set()
@@ -242,6 +245,9 @@ class DecodePool:
             if worker is not None:
                 self._bury(worker)
                 worker = None
+        except Exception as error:  # of this process, such as a lack of memory, and no fault of the picture
+            request.done.put((request.file, error))
+            return worker
         request.done.put((request.file, result))
         return worker
 
@@ -349,7 +355,7 @@ class _Request(Generic[Result]):
     asked: dict[str, Any]
     most_bytes: int  # of an honest answer
     understand: Callable[[dict[str, Any], PixelArray], Result]
-    done: "queue.SimpleQueue[tuple[Any, Result | Skip]]"
+    done: "queue.SimpleQueue[tuple[Any, Result | Skip | Exception]]"
     abandoned: threading.Event
 
 

@@ -125,7 +125,10 @@ def _near(text: str | None) -> tuple[float, float, float] | None:
 
 def stdin_bytes() -> bytes:
     """What comes on stdin. Raises Error where that has no end in sight."""
-    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    try:
+        data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    except OSError as error:
+        raise Error(f"stdin cannot be read: {error.strerror or error}.") from error
     if len(data) > MAX_STDIN_BYTES:
         raise Error(
             f"What comes on stdin is larger than {MAX_STDIN_BYTES // 10**6} MB. Save it to a file and name that."

@@ -1,6 +1,7 @@
 """Commands that teach an index: heads trained on pairs, feedback, and what is in use."""
 
 import json
+import os
 import shlex
 import sys
 import tomllib
@@ -14,7 +15,7 @@ from mmsearch.cli.printing import index_option, note, note_skipped
 from mmsearch.errors import UsageError
 from mmsearch.index import Index
 from mmsearch.locations import index_folder, option_for
-from mmsearch.present import printable, table
+from mmsearch.present import obeys, printable, table
 
 if TYPE_CHECKING:
     from mmsearch.preparing import Prepared
@@ -188,7 +189,7 @@ def settings_of(config: str | None, given: tuple[str, ...]) -> dict[str, Any]:
 
 def _told(epoch: "Epoch") -> None:
     line = f"epoch {epoch.number}/{epoch.epochs}  loss {epoch.loss:.3f}  held-out recall@10 {epoch.recall:.3f}"
-    if sys.stderr.isatty():
+    if obeys(os.environ, sys.stderr.isatty()):
         click.echo(f"\r{line}  ", nl=epoch.number == epoch.epochs, err=True)
     elif epoch.number % 10 == 0 or epoch.number == 1:
         note(line)
