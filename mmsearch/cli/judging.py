@@ -49,6 +49,8 @@ def match_command(image: str, text: tuple[str, ...], index_name: str, model: str
         click.echo(json.dumps(asdict(found), indent=2))
     else:
         click.echo(f"{found.probability:.3f}  by {found.by} (cosine {found.cosine:.3f})")
+    if not found.understood:
+        note("The model knows no word of this text, so it cannot say much about it.")
 
 
 @click.command(name="classify")
