@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from mmsearch.batching import TextBatcher
-from mmsearch.embedding import Embedded, decoded_for, embed_pixels, embed_texts, encodable
+from mmsearch.embedding import Embedded, embed_pixels, embed_texts, encodable
 from mmsearch.encoders.base import FloatArray
 from mmsearch.encoders.heads import TrainedHeads
 from mmsearch.errors import QueryError
 from mmsearch.items import existing
 from mmsearch.opened import Opened
+from mmsearch.pictures import PictureReader
 from mmsearch.query import Picture, Query
 from mmsearch.store import queries
 from mmsearch.store.queries import QueryCache
@@ -31,9 +32,11 @@ class Asking:
         self._encode_texts = TextBatcher(self._texts_encoded)
         self._asked_before = QueryCache(opened.folder)
         self._turns = Turns(SEARCHES_AT_ONCE)
+        self.pictures = PictureReader()
 
     def close(self) -> None:
-        """Give back files."""
+        """Give back files, and end the processes that read pictures."""
+        self.pictures.close()
         self._asked_before.close()
 
     @property
@@ -45,6 +48,7 @@ class Asking:
     def asked(self, query: Query) -> Iterator[tuple[Reader, FloatArray, list[str]]]:
         """A snapshot, the query as a vector (dim,) in its space, and the content hashes of the query's pictures."""
         with self._turns.taken():
+            self.pictures.get_ready(query.pictures)
             while True:
                 with self._opened.there().read() as reader:
                     heads = self._opened.heads_of(reader)
@@ -62,7 +66,7 @@ class Asking:
         def encode_pictures(pictures: Sequence[Picture]) -> FloatArray:
             with self._turns.given_up():
                 encoder = self._opened.encoder()
-                decoded = [decoded_for(encoder, picture) for picture in pictures]
+                decoded = self.pictures.read(encoder, pictures)
                 vectors = embed_pixels(encoder, [one.pixels for one in decoded])
             hashes.extend(one.facts.content_hash for one in decoded)
             return _under(heads, "image", vectors)

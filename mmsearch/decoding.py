@@ -22,6 +22,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -29,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Generic, Self, TypeVar
+from typing import IO, Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -48,6 +49,7 @@ MOST_WORKERS = 16  # of 60 to 90 MB each; more give this process more than it ca
 # all (tests/benchmarks/indexing.py in turns, 89 -> 93 pictures/s).
 KEPT_BYTES = 2**25
 
+MAX_CONTENT_BYTES = 100_000_000  # that are sent to a worker; what is larger goes by way of a file
 # The most that a worker may hold beside what it was allowed for the picture: Python, buffers, and some air
 _WORKER_DATA_BYTES = 950_000_000
 _START_S = 60.0
@@ -58,6 +60,7 @@ _MAX_JSON_BYTES = 2**16
 _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+File = TypeVar("File", bound="str | bytes")  # by its path, or what is in it
 
 
 @dataclass(frozen=True)
@@ -77,21 +80,27 @@ class DecodePool:
 
     def __init__(
         self,
-        spec: PixelSpec,
+        spec: PixelSpec | None = None,
         *,
         workers: int | None = None,
         timeout_s: float = 60.0,
         lookahead: int = LOOKAHEAD,
+        idle_s: float | None = None,
     ) -> None:
+        """spec: of the pixels of what is decoded, where `decode` is not told. idle_s: how long a worker without work
+        stays; None: until the pool is closed.
+        """
         self._spec = spec
         self._n_workers = workers or default_workers()
         self._timeout_s = timeout_s
+        self._idle_s = idle_s
         self._lookahead = max(lookahead, self._n_workers)
         self._decode_limit_bytes = chosen_decode_limit_bytes()
-        self._requests: queue.SimpleQueue[_Request[Any] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request[Any] | Literal["get ready", "end"]] = queue.SimpleQueue()
         self._room = threading.Semaphore(self._n_workers)  # one for each picture, all of it for a large one
         self._one_large = threading.Lock()
         self._lock = threading.Lock()  # for all below
+        self._n_open = 0  # requests without an answer
         self._drivers: list[threading.Thread] = []
         self._workers: set[_Worker] = set()
         self._closed = threading.Event()
@@ -107,16 +116,22 @@ class DecodePool:
     ) -> None:
         self.close()
 
-    def decode(self, paths: Iterable[str]) -> Iterator[tuple[str, Decoded | Skip]]:
-        """Each path with its picture or the reason why there is none, in the order in which they get ready.
+    def get_ready(self) -> None:
+        """Start a worker, in another thread, before there is a picture for it."""
+        self._submit("get ready")
 
-        Takes from `paths` only as far ahead as the pool looks, so there may be millions of them.
+    def decode(self, files: Iterable[File], spec: PixelSpec | None = None) -> Iterator[tuple[File, Decoded | Skip]]:
+        """Each file with its picture or the reason why there is none, in the order in which they get ready.
+
+        files: paths, or the bytes of files. Taken only as far ahead as the pool looks, so there may be millions.
         """
-        asked = {"job": "decode", "spec": asdict(self._spec)}
-        most = 3 * self._spec.width * self._spec.height
-        if self._spec.resize == "within":
-            most = 3 * LONGEST_WITHIN * min(self._spec.width, self._spec.height) ** 2
-        return self._run(paths, asked, most, lambda header, body: _decoded(header, body, self._spec))
+        pixels = spec or self._spec
+        assert pixels is not None
+        asked = {"job": "decode", "spec": asdict(pixels)}
+        most = 3 * pixels.width * pixels.height
+        if pixels.resize == "within":
+            most = 3 * LONGEST_WITHIN * min(pixels.width, pixels.height) ** 2
+        return self._run(files, asked, most, lambda header, body: _decoded(header, body, pixels))
 
     def batches(
         self, paths: Iterable[str], size: int, skipped: Callable[[Skip], None]
@@ -147,40 +162,44 @@ class DecodePool:
             for worker in self._workers:
                 worker.kill()
         for _ in drivers:
-            self._requests.put(None)
+            self._requests.put("end")
         for driver in drivers:
             driver.join(2.0)  # without a worker process, a decoder that hangs cannot be stopped; its thread is a daemon
 
     def _run(
         self,
-        paths: Iterable[str],
+        files: Iterable[File],
         asked: dict[str, Any],
         most_bytes: int,
         understand: "Callable[[dict[str, Any], PixelArray], Result]",
-    ) -> Iterator[tuple[str, Result | Skip]]:
-        done: queue.SimpleQueue[tuple[str, Result | Skip]] = queue.SimpleQueue()
+    ) -> Iterator[tuple[File, Result | Skip]]:
+        done: queue.SimpleQueue[tuple[Any, Result | Skip | Exception]] = queue.SimpleQueue()
         abandoned = threading.Event()
-        left = iter(paths)
+        left = iter(files)
         n_open = 0
         try:
             while True:
-                while n_open < self._lookahead and (path := next(left, None)) is not None:
-                    folder = "" if os.path.isabs(path) else os.getcwd()
-                    self._submit(_Request(path, folder, asked, most_bytes, understand, done, abandoned))
+                while n_open < self._lookahead and (file := next(left, None)) is not None:
+                    folder = "" if isinstance(file, bytes) or os.path.isabs(file) else os.getcwd()
+                    self._submit(_Request(file, folder, asked, most_bytes, understand, done, abandoned))
                     n_open += 1
                 if n_open == 0:
                     return
-                yield _take(done)
+                file, result = _take(done)
+                if isinstance(result, Exception):
+                    raise result
+                yield file, result
                 n_open -= 1
         finally:
             abandoned.set()
 
-    def _submit(self, request: "_Request[Any]") -> None:
+    def _submit(self, request: '_Request[Any] | Literal["get ready"]') -> None:
         with self._lock:
             if self._closed.is_set():
                 raise RuntimeError("the DecodePool is closed")
             self._requests.put(request)
-            if len(self._drivers) < self._n_workers:
+            self._n_open += request != "get ready"
+            if len(self._drivers) < min(max(self._n_open, 1), self._n_workers):
                 driver = threading.Thread(target=self._drive, name="mmsearch decoder", daemon=True)
                 self._drivers.append(driver)
                 driver.start()
@@ -188,27 +207,51 @@ class DecodePool:
     # In the threads
 
     def _drive(self) -> None:
-        """Answers requests until there is a None among them, by a worker of its own."""
+        """Answers requests until it is told to end, by a worker of its own."""
         worker: _Worker | None = None
-        while (request := self._requests.get()) is not None:
-            if worker is not None and worker.is_gone():
+        while (request := self._next_request(worker)) != "end":
+            if worker is not None and (request == "idle" or worker.is_gone()):
                 self._bury(worker)
                 worker = None
-            if self._closed.is_set() or request.abandoned.is_set():
-                request.done.put((request.path, Skip(request.path, "was not read", transient=True)))
+            if request == "idle":
                 continue
-            try:
-                worker = worker or self._start_worker()
-                result = self._ask(worker, request)
-            except _WorkerGoneError as gone:
-                reason = "was not read" if self._closed.is_set() else str(gone)
-                result = Skip(request.path, reason, transient=gone.transient or self._closed.is_set())
-                if worker is not None:
-                    self._bury(worker)
-                    worker = None
-            request.done.put((request.path, result))
+            if request == "get ready":
+                with contextlib.suppress(_WorkerGoneError):  # the first picture will say it
+                    worker = worker or self._start_worker()
+            elif self._closed.is_set() or request.abandoned.is_set():
+                request.done.put((request.file, Skip(_name(request.file), "was not read", transient=True)))
+            else:
+                worker = self._answer_by(worker, request)
+            if request != "get ready":
+                with self._lock:
+                    self._n_open -= 1
         if worker is not None:
             self._bury(worker)
+
+    def _next_request(self, worker: "_Worker | None") -> '_Request[Any] | Literal["get ready", "idle", "end"]':
+        if worker is None or self._idle_s is None:
+            return self._requests.get()
+        try:
+            return self._requests.get(timeout=self._idle_s)
+        except queue.Empty:
+            return "idle"
+
+    def _answer_by(self, worker: "_Worker | None", request: "_Request[Any]") -> "_Worker | None":
+        """Answers a request by a worker, or a new one. Returns it, None where it is gone."""
+        try:
+            worker = worker or self._start_worker()
+            result = self._ask(worker, request)
+        except _WorkerGoneError as gone:
+            reason = "was not read" if self._closed.is_set() else str(gone)
+            result = Skip(_name(request.file), reason, transient=gone.transient or self._closed.is_set())
+            if worker is not None:
+                self._bury(worker)
+                worker = None
+        except Exception as error:  # of this process, such as a lack of memory, and no fault of the picture
+            request.done.put((request.file, error))
+            return worker
+        request.done.put((request.file, result))
+        return worker
 
     def _start_worker(self) -> "_Worker | None":
         """A worker that has said that it is ready; None if there can be none."""
@@ -269,9 +312,9 @@ class DecodePool:
                 header, body = self._exchange(worker, request, self._decode_limit_bytes or decode_limit_bytes())
         try:
             if "too_large" in header:
-                return Skip(request.path, _text(header["too_large"]))
+                return Skip(_name(request.file), _text(header["too_large"]))
             if "skip" in header:
-                return Skip(request.path, _text(header["skip"]), transient=header.get("transient") is True)
+                return Skip(_name(request.file), _text(header["skip"]), transient=header.get("transient") is True)
             return request.understand(header, body)
         except (KeyError, TypeError, ValueError) as error:
             raise _WorkerGoneError("makes the decoder give a broken answer") from error
@@ -289,9 +332,15 @@ class DecodePool:
     def _exchange(
         self, worker: "_Worker | None", request: "_Request[Any]", max_bytes: int
     ) -> tuple[dict[str, Any], PixelArray]:
-        file = base64.b64encode(os.fsencode(os.path.join(request.folder, request.path))).decode()
-        message = {**request.asked, "file": file, "max_bytes": max_bytes, "alarm_s": math.ceil(self._timeout_s) + 10}
-        return _answer(message) if worker is None else worker.ask(message, request.most_bytes, self._timeout_s)
+        message = {**request.asked, "max_bytes": max_bytes, "alarm_s": math.ceil(self._timeout_s) + 10}
+        with _sendable(request.file) as file:
+            if isinstance(file, str):
+                path = os.fsencode(os.path.join(request.folder, file))
+                message["file"] = base64.b64encode(path).decode()
+            content = file if isinstance(file, bytes) else b""
+            if worker is None:
+                return _answer({**message, "content": content})
+            return worker.ask(message, content, request.most_bytes, self._timeout_s)
 
 
 def default_workers(*, alone: bool = False) -> int:
@@ -304,16 +353,45 @@ def default_workers(*, alone: bool = False) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Request(Generic[Result]):
-    path: str
+    file: str | bytes
     folder: str  # that a relative path is relative to; the program may move on
     asked: dict[str, Any]
     most_bytes: int  # of an honest answer
     understand: Callable[[dict[str, Any], PixelArray], Result]
-    done: "queue.SimpleQueue[tuple[str, Result | Skip]]"
+    done: "queue.SimpleQueue[tuple[Any, Result | Skip | Exception]]"
     abandoned: threading.Event
 
 
-def _take(done: "queue.SimpleQueue[tuple[str, Result]]") -> tuple[str, Result]:
+@contextlib.contextmanager
+def _sendable(file: str | bytes) -> Iterator[str | bytes]:
+    """The file, or a path of it where its bytes are too many for the memory of a worker."""
+    if isinstance(file, str) or len(file) <= MAX_CONTENT_BYTES:
+        yield file
+        return
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="mmsearch-")  # that only this user can read
+    except OSError as error:
+        raise _WorkerGoneError(_no_room(error), transient=True) from error
+    try:
+        try:
+            with os.fdopen(descriptor, "wb") as copy:
+                copy.write(file)
+        except OSError as error:
+            raise _WorkerGoneError(_no_room(error), transient=True) from error
+        yield path
+    finally:
+        os.unlink(path)
+
+
+def _no_room(error: OSError) -> str:
+    return f"cannot be put into {tempfile.gettempdir()} ({error.strerror or error})"
+
+
+def _name(file: str | bytes) -> str:
+    return file if isinstance(file, str) else "The picture"
+
+
+def _take(done: "queue.SimpleQueue[tuple[Any, Result]]") -> tuple[Any, Result]:
     while True:
         with contextlib.suppress(queue.Empty):
             return done.get(timeout=1.0)  # on Windows, Ctrl-C does not end a wait without a limit
@@ -365,11 +443,11 @@ def _degrees(value: object) -> float:
 # The wire, as both ends see it
 
 
-def _send(stream: IO[bytes], header: dict[str, Any], body: PixelArray | None = None) -> None:
+def _send(stream: IO[bytes], header: dict[str, Any], body: PixelArray | bytes = b"") -> None:
     text = json.dumps(header).encode()
-    stream.write(_HEADER.pack(len(text), 0 if body is None else body.nbytes) + text)
-    if body is not None:
-        stream.write(body.data)
+    content = body if isinstance(body, bytes) else body.data
+    stream.write(_HEADER.pack(len(text), len(content)) + text)
+    stream.write(content)
     stream.flush()
 
 
@@ -439,12 +517,14 @@ class _Worker:
         with self._time_limit(_START_S):
             self._hear(0)
 
-    def ask(self, message: dict[str, Any], most_bytes: int, timeout_s: float) -> tuple[dict[str, Any], PixelArray]:
+    def ask(
+        self, message: dict[str, Any], content: bytes, most_bytes: int, timeout_s: float
+    ) -> tuple[dict[str, Any], PixelArray]:
         """Raises _WorkerGoneError with what is to be said about the picture; the worker has to be buried then."""
         with self._time_limit(timeout_s):
             assert self._process.stdin is not None
             try:
-                _send(self._process.stdin, message)
+                _send(self._process.stdin, message, content)
             except OSError as error:
                 raise self._gone(timeout_s) from error
             return self._hear(most_bytes, timeout_s)
@@ -520,13 +600,13 @@ def _is_python(executable: str | None) -> bool:
 
 def _answer(message: dict[str, Any]) -> tuple[dict[str, Any], PixelArray]:
     """Header and bytes for a request; also done in this process where there are no workers."""
-    path = os.fsdecode(base64.b64decode(message["file"]))
+    file = os.fsdecode(base64.b64decode(message["file"])) if "file" in message else message["content"]
     nothing = np.empty(0, dtype=np.uint8)
     try:
         if message["job"] == "thumbnail":
-            jpeg = media.thumbnail(path, message["size_px"], max_bytes=message["max_bytes"])
+            jpeg = media.thumbnail(file, message["size_px"], max_bytes=message["max_bytes"])
             return {}, np.frombuffer(jpeg, dtype=np.uint8)
-        decoded = media.read(path, PixelSpec(**message["spec"]), max_bytes=message["max_bytes"])
+        decoded = media.read(file, PixelSpec(**message["spec"]), max_bytes=message["max_bytes"])
         return {"shape": decoded.pixels.shape[:2], "facts": asdict(decoded.facts)}, decoded.pixels.reshape(-1)
     except media.TooLargeError as error:
         return {"too_large": str(error)}, nothing
@@ -552,8 +632,10 @@ def _work() -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):  # the program is gone, or has closed the pool
         _send(replies, {"ready": True})
         while True:
-            message, _ = _receive(requests, 0)
+            message, body = _receive(requests, MAX_CONTENT_BYTES)
             _limit_memory(message["max_bytes"])
+            message["content"] = body.tobytes()
+            del body
             _set_alarm(message["alarm_s"])
             answer = _answer(message)
             _set_alarm(0)

@@ -9,16 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from mmsearch.encoders.base import Encoder, FeatureEncoder, FloatArray, PixelArray
 from mmsearch.encoders.bundle import FOR_A_GPU, Bundle
 from mmsearch.encoders.preprocess import PixelSpec
-from mmsearch.errors import MediaError, ModelError, QueryError
+from mmsearch.errors import ModelError
 from mmsearch.facts import Decoded
-from mmsearch.query import picture
 
 if TYPE_CHECKING:
     from mmsearch.decoding import Skip
@@ -68,22 +67,6 @@ def fits(encoder: Encoder) -> Callable[[str], bool]:
     if isinstance(encoder, FeatureEncoder):
         return lambda text: encoder.count_tokens(text) <= encoder.max_tokens
     return lambda text: len(text.split()) <= PLAIN_WORDS
-
-
-def decoded_for(encoder: Encoder, image: Any) -> Decoded:
-    """A picture that somebody asks about: a path, bytes, an open file, a PIL image. Raises MediaError, QueryError."""
-    source = picture(image)
-    if isinstance(source, Decoded):
-        return source
-    from mmsearch.media import read  # here: a search by words has no use for it
-
-    name = source if isinstance(source, str) else "The picture"
-    try:
-        return read(source, pixels_of(encoder))
-    except MediaError as error:
-        raise MediaError(f"{name} cannot be read: it {error}.") from error
-    except OSError as error:
-        raise QueryError(f"{name} cannot be opened: {error.strerror or error}.") from error
 
 
 def embed_pixels(encoder: Encoder, pixels: Sequence[PixelArray]) -> list[Embedded]:

@@ -19,6 +19,10 @@ Error                     catch this one to catch all of them
 A message names the thing, what is wrong, and what to do; the command line prints it as it is.
 """
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 
 class Error(Exception):
     """Base of everything that mmsearch raises on purpose; its text is one sentence for a person."""
@@ -78,6 +82,42 @@ class IndexDamagedError(IndexError_):
 
 class IndexWriteError(IndexError_):
     """The index cannot be written or read any more: a full disk, a read-only folder, a folder that went meanwhile."""
+
+
+SHORT_OF_MEMORY = "There is not enough memory for this. End other programs, or raise the limit (ulimit -v)."
+
+# What libraries say that have no class of their own for it: ONNX Runtime, the loader of compiled modules, threads
+_SIGNS = (
+    "bad_alloc",
+    "allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+    "pthread_create failed",
+    "Cannot allocate",
+)
+
+
+def is_short_of_memory(error: BaseException) -> bool:
+    """Whether it is memory that an error comes from, at whatever remove."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM):
+            return True
+        if not isinstance(seen, Error) and any(sign in str(seen) for sign in _SIGNS):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+@contextlib.contextmanager
+def memory_watched() -> Iterator[None]:
+    """Raises ModelError where a library is short of memory, whatever it raises then itself."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, Error) and is_short_of_memory(error):
+            raise ModelError(SHORT_OF_MEMORY) from error
+        raise
 
 
 def in_a_line(error: BaseException) -> str:

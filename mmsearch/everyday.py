@@ -27,6 +27,15 @@ MANNERS = ("{}", "a photo of {}", "{} in the evening, seen from far away")
 QUERIES = tuple(manner.format(subject) for manner in MANNERS for subject in SUBJECTS)
 
 
+# Letters without a meaning, and signs that many vocabularies lack: what a model makes of those, it makes of every text
+# that it cannot read.
+NONSENSE = (
+    "vmijmfl uidywrjo", "waqbnndx gonow", "nuzmzimhl gayuvky", "spzxjlk icgexw bjxdfbht", "yrldpccqp", "xdlio gncgzgi",
+    "rajhsx xcdhtua srdeooj", "dfbhka efmbeetl", "xgnpn lxqetcvm iftnfrn", "csnzgoy ajqjdabyj", "goeosvsd", "yyvf",
+    "xqei hrgqdmgm kpvrnpthi", "sbfyz tteqb", "aqxslj", "lnke mgjr lpgfxwprt", "\ua66e", "%%%%",
+)  # fmt: skip
+
+
 def everyday_queries(encoder: Encoder, project: Projection | None = None) -> FloatArray:
     """(192, dim) float32, rows of length 1; those for which the model has no finite vector are left out.
 

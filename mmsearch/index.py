@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mmsearch import duplicates, garbage, search
 from mmsearch.asking import Asking
 from mmsearch.duplicates import Group
-from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, decoded_for, embed_pixels, embed_texts, encodable
+from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, encodable
 from mmsearch.encoders.base import Encoder, FloatArray
 from mmsearch.encoders.bundle import INT8, Device, Precision
 from mmsearch.encoders.heads import TrainedHeads
@@ -28,6 +28,7 @@ from mmsearch.everyday import everyday_queries
 from mmsearch.facts import ImageFacts
 from mmsearch.items import Item, existing, item, number_of
 from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, described
+from mmsearch.locations import option_for
 from mmsearch.opened import Opened
 from mmsearch.query import Asked, Query, picture
 from mmsearch.reranking import RERANKED, reranked
@@ -180,7 +181,8 @@ class Index:
         embedded: list[Embedded] = []
         read: list[ImageFacts] = []
         waiting = iter(images)
-        while decoded := [decoded_for(self._opened.encoder(), one) for one in islice(waiting, PICTURES_AT_ONCE)]:
+        while some := list(islice(waiting, PICTURES_AT_ONCE)):
+            decoded = self._asking.pictures.read(self._opened.encoder(), some)
             embedded += embed_pixels(self._opened.encoder(), [one.pixels for one in decoded])
             read += [one.facts for one in decoded]
         names, own = _checked(ids, facts, len(read))
@@ -349,7 +351,9 @@ class Index:
     def describe(self, image: Asked, *, k: int = 5) -> Description:
         """What can be said of a picture, and who says so: the k nearest captions that fit, and everyday words."""
         judge = self._judge()
-        return described(judge.fitting(image, self.lookup(image, k=k)), judge.tags(image), judge.said(image))
+        shown = judge.read(image)
+        captions = self.lookup(Query.of_picture(shown), k=k)
+        return described(judge.fitting(shown, captions), judge.tags(shown), judge.said(shown))
 
     def _judge(self) -> Judge:
         """By the model of the index, under the heads in use now."""
@@ -359,6 +363,7 @@ class Index:
             lambda image: self._asking.query_vector(_of_picture(image), heads)[0],
             lambda texts: self._asking.vectors_of_texts(texts, heads, cached_apart=True),
             self._opened.encoder(),
+            self._asking.pictures,
             getattr(self._opened.encoder(), "calibration", None) if heads is None else None,
         )
 
@@ -624,7 +629,8 @@ class Index:
         """Forget trained heads. Raises UsageError for those in use, and for unknown ones."""
         with self._opened.writing(self._opened.there(), wait_s) as writer:
             if _heads_named(writer, name).in_use:
-                raise UsageError(f"The heads '{name}' are in use. Turn them off first: mmsearch heads off")
+                off = f"mmsearch heads off{option_for(self.folder)}"
+                raise UsageError(f"The heads '{name}' are in use. Turn them off first: {off}")
             with writer.transaction():
                 writer.remove_heads(name)
 

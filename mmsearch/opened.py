@@ -11,6 +11,7 @@ from mmsearch.encoders.base import Encoder, FeatureEncoder
 from mmsearch.encoders.bundle import INT8, Device, Precision
 from mmsearch.encoders.heads import TrainedHeads
 from mmsearch.errors import ModelMismatchError, SourceError, UsageError
+from mmsearch.locations import option_for
 from mmsearch.store.metadata import Store
 from mmsearch.store.reader import Reader
 from mmsearch.store.vectors import VectorIndex
@@ -151,8 +152,8 @@ class Opened:
                     "dim": str(encoder.dim),
                     "encoder": "own" if self.own_encoder else "bundle",
                 }
-                if self._model and Path(self._model).expanduser().is_dir():
-                    settings["model_source"] = os.path.abspath(Path(self._model).expanduser())
+                if self._model and os.path.isdir(folder := os.path.expanduser(self._model)):
+                    settings["model_source"] = os.path.abspath(folder)
                 self._attach(Store.create(self.folder, settings))
             return self.there()
 
@@ -164,7 +165,10 @@ class Opened:
                 if self.folder.is_file():
                     raise UsageError(f"{self.folder} is a file; an index is a folder.")
                 if not self.exists:
-                    raise SourceError(f"There is no index in {self.folder} yet. Make one with: mmsearch index FOLDER")
+                    raise SourceError(
+                        f"There is no index in {self.folder} yet. "
+                        f"Make one with: mmsearch index FOLDER{option_for(self.folder)}"
+                    )
                 if (store := self._store) is None:
                     store = self._attach(Store(self.folder))
         return store

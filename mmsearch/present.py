@@ -52,6 +52,11 @@ def file_url(path: str) -> str:
     return Path(path).as_uri()
 
 
+def obeys(environment: Mapping[str, str], is_terminal: bool) -> bool:
+    """Whether a stream is a terminal that understands escape sequences."""
+    return is_terminal and environment.get("TERM", "dumb") not in ("", "dumb", "unknown")
+
+
 # How xargs reads a line: words between blanks, which quotes and backslashes keep together
 _XARGS_TOKEN = re.compile(r"""'[^']*'|"[^"]*"|\\.|[^\\]""", re.DOTALL)
 _XARGS_PART = re.compile(r"""(?:'[^']*'|"[^"]*"|\\.|[^\s\\])+""", re.DOTALL)

@@ -1,11 +1,13 @@
 """How a run is shown while it goes on: a bar on a terminal, a plain line now and then elsewhere, all on stderr."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 from mmsearch.ingest import Progress
+from mmsearch.present import obeys
 
 LINE_EVERY_S = 10.0  # in a log a line a second would be too many, a line a minute looks like a hang
 
@@ -16,7 +18,7 @@ def reporting(quiet: bool, *, is_kept: bool = True) -> Iterator[Callable[[Progre
     last = Progress(0, 0, 0)
     shown = contextlib.ExitStack()
     show: Callable[[Progress], None] = (lambda progress: None) if quiet else _plain()
-    if not quiet and sys.stderr.isatty():
+    if not quiet and obeys(os.environ, sys.stderr.isatty()):
         show = shown.enter_context(_bar())
 
     def take(progress: Progress) -> None:

@@ -2,14 +2,19 @@
 
 The grammar is small, so that whatever a person types or pastes means something and nothing is a syntax error: terms
 are parted by a plus or a minus with white space on both sides, a term may open with a weight (`0.5*snow`), and a term
-in double quotes is words as they stand. A term that names a picture on this machine is that picture; words that come
-from a stranger are read with `Query.words`, which opens no file.
+in double quotes is words as they stand. A term that names a picture on this machine is that picture, whatever is in
+the name: of all that could be read as a path, from the beginning of a term on, the longest that is there is taken, so
+that "cat - Copy.jpg" is a file before it is a cat without Copy.jpg. Who means the latter writes "./" before each
+picture, and double quotes around words. Words that come from a stranger are read with `Query.words`, which opens no
+file.
 """
 
 import io
 import os
 import re
+import stat
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +34,14 @@ Picture: TypeAlias = "str | bytes | Image.Image | Decoded"
 Asked: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | BinaryIO | Query"
 
 MAX_LENGTH = 10_000  # characters; what goes beyond no tower reads
+LONGEST_NAME = 255  # letters of a file's name, on every file system in use
 
 # "More like this" refines words by pictures, whose cosines with each other spread two to three times as wide as those
 # with words; at half the weight the words still count. Less is less, as in Rocchio 1971: it says what is not meant.
 LIKE_WEIGHT, UNLIKE_WEIGHT = 0.5, -0.25
-_OPERATOR = re.compile(r'"[^"]*"|(?:(?<=\s)|^)([+-])(?=\s)')
+_OPERATOR = re.compile(r"(?:(?<=\s)|^)[+-](?=\s)")
+_END_OF_WORDS = re.compile(rf'"[^"]*"|({_OPERATOR.pattern})')
+LONGEST_WEIGHT = 100  # letters, with the blanks around it and the beginning of a path
 _WEIGHT = re.compile(r"(\d{1,6}(?:\.\d{1,6})?|\.\d{1,6})\s*\*\s*(?=\S)")
 
 
@@ -65,14 +73,21 @@ class Query:
 
         opens_files: whether a term may name a picture on this machine; not for what a stranger typed.
         """
-        terms, sign, start = [], 1.0, 0
         text = _bounded(text)
-        for operator in [*(found for found in _OPERATOR.finditer(text) if found.group(1)), None]:
-            part = text[start : operator.start(1) if operator else None].strip()
-            if part:
-                terms.append(_term(part, sign, opens_files))
-            if operator:
-                sign, start = (-1.0 if operator.group(1) == "-" else 1.0), operator.end(1)
+        ends = [*(found.start() for found in _OPERATOR.finditer(text)), len(text)]
+        with_suffix = [end for end in ends if _has_suffix(text[:end].rstrip())]
+        terms, sign, start = [], 1.0, 0
+        while start < len(text):
+            found = _longest_path(text, start, ends, with_suffix) if opens_files else None
+            if found is not None:
+                factor, path, end = found
+                terms.append(Term(sign * factor, picture=path))
+            else:
+                operators = (found.start() for found in _END_OF_WORDS.finditer(text, start) if found.group(1))
+                end = next(operators, len(text))
+                if part := text[start:end].strip():
+                    terms.append(_words(part, sign))
+            sign, start = (-1.0 if text[end : end + 1] == "-" else 1.0), end + 1
         if not terms:
             raise QueryError("The query is empty. Say what to look for in words, or name a picture.")
         return cls(tuple(terms))
@@ -181,29 +196,88 @@ def _bounded(text: str) -> str:
     return text
 
 
-def _term(part: str, sign: float, opens_files: bool) -> Term:
-    weight = _WEIGHT.match(part)
-    factor = float(weight.group(1)) if weight else 1.0
-    rest = part[weight.end() :] if weight else part
+def _words(part: str, sign: float) -> Term:
+    factor, rest = _weighed(part)
     if len(rest) >= 2 and rest[0] == rest[-1] == '"':
-        return Term(sign * factor, words=rest[1:-1])
-    found = _picture_path(rest) if opens_files else None
-    return Term(sign * factor, picture=found) if found else Term(sign * factor, words=rest)
+        rest = rest[1:-1]
+    return Term(sign * factor, words=rest)
 
 
-def _picture_path(term: str) -> str | None:
-    """The path, if a term names a picture: a file with a picture's suffix, or anything written as a path."""
-    if "\0" in term:
+def _weighed(part: str) -> tuple[float, str]:
+    """The weight that a term opens with, and the rest."""
+    weight = _WEIGHT.match(part)
+    return (float(weight.group(1)), part[weight.end() :]) if weight else (1.0, part)
+
+
+def _longest_path(
+    text: str, start: int, ends: Sequence[int], with_suffix: Sequence[int]
+) -> tuple[float, str, int] | None:
+    """The longest path of a picture that is there and begins where a term does: its weight, itself, and its end.
+
+    ends: where terms may end. with_suffix: those behind a picture's suffix; what is not written as a path ends there.
+    Raises QueryError for what can only be the path of a picture that is not there.
+    """
+    longest: tuple[float, str, int] | None = None
+    missing: str | None = None
+    written_as_path = any(_is_written_as_path(name + "x") for _, name in _readings(text[start:][:LONGEST_WEIGHT]))
+    if not written_as_path:
+        ends = with_suffix
+    for end in ends[bisect_left(ends, start) :]:
+        written = text[start:end]
+        if start > 0:
+            written = written[1:]  # the blank behind an operator
+        if end < len(text):
+            written = written[:-1]  # and that before the next
+        for weight, name in _readings(written):
+            if (path := _picture_path(name)) is not None:
+                longest = weight, path, end
+                break
+            if missing is None and _is_missing(name):
+                missing = name
+        if end < len(text) and not any(_may_go_on(name) for _, name in _readings(written)):
+            break
+    if longest is None and missing is not None:
+        raise QueryError(f"{missing} is not there. Check the path; put it in double quotes to look for the words.")
+    return longest
+
+
+def _readings(written: str) -> list[tuple[float, str]]:
+    """What a term may be as a path, with its weight: as it stands, without blanks around it, without its weight."""
+    bare = dict.fromkeys((written, written.removesuffix("\n"), written.strip()))
+    return [*((1.0, name) for name in bare), *(weighed for name in bare if (weighed := _weighed(name))[1] != name)]
+
+
+def _is_missing(name: str) -> bool:
+    """Whether a name that is not there can only have been meant as a picture's path."""
+    last = _OPERATOR.split(name)[-1].strip()
+    alone = last == name.strip() or not (_is_written_as_path(last) or _picture_path(last))
+    return alone and _is_written_as_path(name) and _has_suffix(name)
+
+
+def _picture_path(name: str) -> str | None:
+    """The path, if a name is that of a picture: a file with a picture's suffix, or anything written as a path."""
+    if "\0" in name or not (_has_suffix(name) or _is_written_as_path(name)):
         return None
-    path = Path(os.path.expanduser(term))
-    written_as_path = term.startswith(("./", "../", "/", "~/", ".\\", "..\\")) and not term.endswith("/")
-    suffixed = path.suffix.lower() in IMAGE_SUFFIXES
-    try:
-        is_file = (suffixed or written_as_path) and path.is_file()
-    except OSError:  # too long for a name, say
-        return None
-    if is_file:
-        return str(path)
-    if written_as_path and suffixed:
-        raise QueryError(f"{term} is not there. Check the path; put it in double quotes to look for the words.")
+    for path in dict.fromkeys((name, os.path.expanduser(name))):
+        try:
+            if not stat.S_ISDIR(os.stat(path).st_mode):  # what is no regular file is said when it is opened
+                return str(Path(path))
+        except (OSError, ValueError):  # not there; too long for a name
+            continue
     return None
+
+
+def _has_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_written_as_path(name: str) -> bool:
+    return name.startswith(("./", "../", "/", "~/", ".\\", "..\\")) and not name.endswith("/")
+
+
+def _may_go_on(beginning: str) -> bool:
+    """Whether there can be a file whose path begins so: its folder is there, and its name is not too long."""
+    folder, _, name = beginning.rpartition("/")
+    if len(name) > LONGEST_NAME:
+        return False
+    return not folder or any(os.path.isdir(path + "/") for path in (folder, os.path.expanduser(folder)))

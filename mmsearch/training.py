@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from mmsearch import media
-from mmsearch.decoding import Skip
+from mmsearch.decoding import DecodePool, Skip
 from mmsearch.embedding import (
     PICTURES_AT_ONCE,
     Embedded,
@@ -111,12 +111,14 @@ def gather(
 
     Raises TrainingError where no pair can be used.
     """
-    return _Gathering(store, encoder, keep).run(pairs)
+    with DecodePool() as pool:
+        return _Gathering(store, encoder, keep, pool).run(pairs)
 
 
 class _Gathering:
-    def __init__(self, store: Store | None, encoder: Callable[[], Encoder], keep: Keep) -> None:
+    def __init__(self, store: Store | None, encoder: Callable[[], Encoder], keep: Keep, pool: DecodePool) -> None:
         self._store = store
+        self._pool = pool  # for pictures that are no files
         self._encoder = encoder
         self._keep = keep
         self._known: dict[Kind, dict[str, Raw]] = {"image": {}, "text": {}}
@@ -201,13 +203,13 @@ class _Gathering:
         """The content hash of pictures in memory that are known or could be encoded."""
         hashes = {image: hashed([image]) for image in images}
         self._look_up("image", list(hashes.values()))
+        unknown = [image for image, content in hashes.items() if content not in self._known["image"]]
         new: list[tuple[str, Decoded]] = []
-        for image, content in hashes.items():
-            if content not in self._known["image"]:
-                try:
-                    new.append((content, media.read(image, pixels_of(self._encoder()))))
-                except MediaError as error:
-                    self._failed[images[image]] = f"the picture {error}"
+        for image, decoded in self._pool.decode(unknown, pixels_of(self._encoder())) if unknown else ():
+            if isinstance(decoded, Skip):
+                self._failed[images[image]] = f"the picture {decoded.reason}"
+            else:
+                new.append((hashes[image], decoded))
         self._encode(new)
         return {image: content for image, content in hashes.items() if content in self._known["image"]}
 

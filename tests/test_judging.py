@@ -28,6 +28,18 @@ def test_a_right_text_is_probable_and_a_wrong_one_is_not(judge: Judge) -> None:
     assert right.by == "calibrated cosine"
 
 
+@pytest.mark.parametrize("text", ["asdfghjkl qwerty", "zxcvb nmlkj", "blorf gnarx", "qzxv", "%%%%", "猫", "\U0001f9ff"])
+def test_a_text_without_a_word_is_not_likely_and_that_is_said(judge: Judge, text: str) -> None:
+    pictures = [*(ROOT / "photos").rglob("*.jpg"), *(ROOT / "photos").rglob("*.png")]
+    for found in (judge.match(picture, text) for picture in pictures[:6]):
+        assert not found.understood and found.probability < 0.15
+
+
+@pytest.mark.parametrize("text", ["a cat", "cappuccino", "Eiffel Tower", "IKEA", "ukulele", "the quarterly report"])
+def test_a_text_with_a_word_is_understood(judge: Judge, text: str) -> None:
+    assert judge.match(CAT, text).understood
+
+
 def test_a_picture_is_classified_by_labels_of_the_moment(judge: Judge) -> None:
     found = judge.classify(CAT, ["castle", "cat", "bus"])
     assert found[0].label == "cat"

@@ -1,6 +1,10 @@
 """What a person may type, and what it means."""
 
+import contextlib
 import sqlite3
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +46,84 @@ def test_a_term_that_names_a_picture_is_that_picture(home: Path) -> None:
     plain("red").save("dog.png")
     for text in ("beach + ./dog.png", "beach + dog.png"):
         assert Query.parse(text).terms == (Term(1.0, words="beach"), Term(1.0, picture="dog.png"))
+
+
+# What file names are made of that the grammar might take apart
+_PIECES = st.sampled_from(
+    (
+        *" -+*\"'@:~\n\t\\#?=a\u00e9\udce9",
+        " - ",
+        " + ",
+        "- ",
+        "+ ",
+        "0.5*",
+        "2 * ",
+        "~/",
+        "./",
+        "../",
+        "dog.jpg",
+        ".jpg - ",
+    )
+)
+_SUFFIXES = st.sampled_from([".jpg", ".JPG", ".png", ".heic", ".tar.webp"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse most of these names")
+@given(st.lists(_PIECES, min_size=1, max_size=8).map("".join), _SUFFIXES, st.sampled_from(["", "./", "sub - x/", "/"]))
+def test_a_path_is_a_path_whatever_is_in_the_name(name: str, suffix: str, folder: str) -> None:
+    name = name.replace("/", "_") + suffix
+    with tempfile.TemporaryDirectory() as somewhere, contextlib.chdir(somewhere):
+        folder = f"{somewhere}/" if folder == "/" else folder
+        Path(folder or ".").mkdir(exist_ok=True)
+        Path(folder + name).touch()
+        alone = (Term(1.0, picture=str(Path(folder + name))),)
+        assert Query.parse(folder + name).terms == alone
+        if (folder + name) == (folder + name).strip():
+            assert Query.parse(f"  {folder}{name} \n").terms == alone
+        path = folder + name if folder else f"./{name}"
+        assert Query.parse(f"{path} + snow").terms == (*alone, Term(1.0, words="snow"))
+        assert Query.parse(f"snow - 0.5*{path}").terms == (
+            Term(1.0, words="snow"),
+            Term(-0.5, picture=alone[0].picture),
+        )
+        assert Query.parse(f"{path} - {path}").terms == (*alone, Term(-1.0, picture=alone[0].picture))
+        assert not Query.words(folder + name).pictures
+        assert not Query.parse(folder + name, opens_files=False).pictures
+
+
+def test_blanks_at_the_ends_of_a_name_are_of_the_name(home: Path) -> None:
+    for name in (" a.jpg", "./b.jpg ", "./c.jpg\n"):
+        Path(name).touch()
+        assert Query.parse(name).terms == (Term(1.0, picture=str(Path(name))),)
+    Path("b.jpg").touch()
+    assert Query.parse("./b.jpg + x").terms[0].picture == "b.jpg"
+
+
+def test_the_longest_path_that_is_there_wins_and_each_reading_has_a_spelling(home: Path) -> None:
+    for name in ("cat.jpg", "cat.jpg - dog.jpg", "dog.jpg", "0.5*dog.jpg"):
+        Path(name).touch()
+    assert Query.parse("cat.jpg - dog.jpg + snow").terms == (
+        Term(1.0, picture="cat.jpg - dog.jpg"),
+        Term(1.0, words="snow"),
+    )
+    both = (Term(1.0, picture="cat.jpg"), Term(-1.0, picture="dog.jpg"))
+    assert Query.parse("./cat.jpg - ./dog.jpg").terms == both
+    assert Query.parse('"cat.jpg - dog.jpg"').terms == (Term(1.0, words="cat.jpg - dog.jpg"),)
+    assert Query.parse("0.5*dog.jpg").terms == (Term(1.0, picture="0.5*dog.jpg"),)
+    assert Query.parse("0.5*./dog.jpg").terms == (Term(0.5, picture="dog.jpg"),)
+
+
+def test_a_path_with_an_operator_in_it_that_is_not_there_is_said_by_name(home: Path) -> None:
+    for text in ("./01 - January/a.jpg", "snow + ./01 - January/a.jpg"):
+        with pytest.raises(QueryError, match=r"^\./01 - January/a\.jpg is not there"):
+            Query.parse(text)
+
+
+def test_many_operators_take_no_time(home: Path) -> None:
+    for part in ("./a.b - ", "a + ", "/ - ", '" + '):
+        started = time.monotonic()
+        Query.parse((part * MAX_LENGTH)[:MAX_LENGTH])
+        assert time.monotonic() - started < 3
 
 
 def test_a_word_that_is_also_a_folder_is_a_word(home: Path) -> None:

@@ -14,8 +14,9 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # log2 of processor cycle
 import click
 
 from mmsearch import __version__
+from mmsearch.cli import streams
 from mmsearch.cli.printing import fail
-from mmsearch.errors import Error, UsageError
+from mmsearch.errors import SHORT_OF_MEMORY, Error, UsageError, is_short_of_memory
 
 # Where each command is; its file is imported when the command is asked for, or named in the help
 COMMANDS = {
@@ -54,26 +55,34 @@ class _Lazy(click.Group):
 
 def main() -> None:
     """Run the command line and exit."""
-    # What is printed was made safe for a terminal; a locale that cannot spell it must not stop a search
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    streams.set_up()
     try:
         code = cli.main(standalone_mode=False, prog_name="mmsearch")
         sys.stdout.flush()
+    except click.NoSuchOption as error:
+        from mmsearch.cli.advice import advised
+
+        usage = click.UsageError(advised(error, sys.argv[1:]), error.ctx)
+        usage.show()
+        code = usage.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except UsageError as error:
         code = fail(str(error), 2)
     except Error as error:
-        code = fail(str(error), 1)
+        code = fail(SHORT_OF_MEMORY if is_short_of_memory(error) else str(error), 1)
     except (KeyboardInterrupt, click.Abort):
         code = 130
     except BrokenPipeError:  # `mmsearch search … | head`: the reader has seen enough
         code = 0
     except OSError as error:  # a full disk behind stdout, say; what goes wrong with an index is an Error
-        code = fail(f"{error.filename or 'The output'}: {error.strerror or error}.", 1)
+        what = f"{error.filename}:" if error.filename else "The output cannot be written:"
+        code = fail(SHORT_OF_MEMORY if is_short_of_memory(error) else f"{what} {error.strerror or error}.", 1)
+    except Exception as error:
+        if not is_short_of_memory(error):
+            raise
+        code = fail(SHORT_OF_MEMORY, 1)
     try:
         sys.stdout.flush()
     except OSError:  # what cannot be written is still there, and Python would try it once more, and end with 120

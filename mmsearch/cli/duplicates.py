@@ -1,5 +1,6 @@
 """The command that tells which pictures are one."""
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from mmsearch.cli.printing import index_option, note
 from mmsearch.duplicates import THRESHOLD
 from mmsearch.index import Index
 from mmsearch.locations import index_folder
-from mmsearch.present import groups_json, groups_table, is_safe_in_lines, path_list, spare_paths
+from mmsearch.present import groups_json, groups_table, is_safe_in_lines, obeys, path_list, spare_paths
 
 
 @click.command(name="duplicates")
@@ -63,7 +64,7 @@ def duplicates_command(
     elif as_paths:
         _print_spares(spare_paths(groups), nul=nul)
     elif groups:
-        terminal = sys.stdout.isatty()
+        terminal = obeys(os.environ, sys.stdout.isatty())
         width = shutil.get_terminal_size((100, 24)).columns
         click.echo(groups_table(groups, hyperlinks=terminal, width=width), color=terminal)
     spare = sum(len(group.copies) - 1 for group in groups)

@@ -1,6 +1,7 @@
 """The command that trains an encoder from the ground up."""
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 from mmsearch.cli.printing import note, note_skipped
 from mmsearch.cli.training import columns_of, columns_options, settings_of, train_group
 from mmsearch.errors import UsageError
+from mmsearch.present import obeys
 
 if TYPE_CHECKING:
     from mmsearch.train.encoder import Moment
@@ -90,7 +92,7 @@ def told(moment: "Moment") -> None:
         f"step {moment.step:,}/{moment.steps:,}  loss {moment.loss:.3f}  {moment.pairs_per_second:,.0f} pairs/s  "
         f"{moment.seconds_left / 60:.0f} min left{recall}"
     )
-    if sys.stderr.isatty():
+    if obeys(os.environ, sys.stderr.isatty()):
         click.echo(f"\r{line}  ", nl=moment.recall is not None, err=True)
     else:
         note(line)

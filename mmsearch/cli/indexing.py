@@ -8,7 +8,7 @@ import click
 from mmsearch.cli.printing import fail, index_option, note
 from mmsearch.encoders.bundle import Device, Precision
 from mmsearch.index import Index, Status
-from mmsearch.locations import index_folder
+from mmsearch.locations import index_folder, option_for
 from mmsearch.planning import IngestOptions, Report
 from mmsearch.present import printable, status_object, table
 from mmsearch.store.paths import readable
@@ -107,7 +107,8 @@ def index_command(
     for skip in [] if quiet else report.skipped[:SHOWN_SKIPS]:
         note(f"  skipped {skip.path}: {skip.reason}")
     if not quiet and len(report.skipped) > SHOWN_SKIPS:
-        note(f"  and {len(report.skipped) - SHOWN_SKIPS} more; `mmsearch status` lists the files")
+        more = len(report.skipped) - SHOWN_SKIPS
+        note(f"  and {more} more; `mmsearch status{option_for(index_folder(index_name))}` lists the files")
     if report.missing:
         raise SystemExit(1)
 

@@ -49,6 +49,8 @@ def match_command(image: str, text: tuple[str, ...], index_name: str, model: str
         click.echo(json.dumps(asdict(found), indent=2))
     else:
         click.echo(f"{found.probability:.3f}  by {found.by} (cosine {found.cosine:.3f})")
+    if not found.understood:
+        note("The model knows no word of this text, so it cannot say much about it.")
 
 
 @click.command(name="classify")
@@ -96,7 +98,11 @@ def describe_command(image: str, index_name: str, model: str | None, as_json: bo
     """
     with _asked(index_name, model) as asks:
         shown = _picture(image)
-        found = asks.describe(shown) if isinstance(asks, Index) else described((), asks.tags(shown), asks.said(shown))
+        if isinstance(asks, Index):
+            found = asks.describe(shown)
+        else:
+            shown = asks.read(shown)
+            found = described((), asks.tags(shown), asks.said(shown))
     if as_json:
         says: dict[str, Any] = {
             "text": found.text,

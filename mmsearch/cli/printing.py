@@ -12,7 +12,7 @@ import click
 
 from mmsearch.errors import Error, UsageError
 from mmsearch.locations import DEFAULT
-from mmsearch.present import hits_json, hits_paths, hits_table, printable
+from mmsearch.present import hits_json, hits_paths, hits_table, obeys, printable
 from mmsearch.search import Hit
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Output:
         elif self.preview:
             self._show_pictures(hits)
         elif hits:
-            terminal = sys.stdout.isatty()
+            terminal = obeys(os.environ, sys.stdout.isatty())
             click.echo(
                 hits_table(hits, hyperlinks=terminal, width=shutil.get_terminal_size((100, 24)).columns), color=terminal
             )
@@ -73,7 +73,7 @@ class Output:
     def _show_pictures(self, hits: Sequence[Hit]) -> None:
         from mmsearch.preview import cell_pixels, detect, preview
 
-        protocol = detect(os.environ, sys.stdout.isatty())
+        protocol = detect(os.environ, obeys(os.environ, sys.stdout.isatty()))
         if protocol is None:
             raise UsageError("--preview needs a terminal that can show colours; use --html FILE instead.")
         columns = min(shutil.get_terminal_size((80, 24)).columns, 60)

@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from mmsearch.cli.printing import Output, index_option, note, output_options
+from mmsearch.embedding import encodable
 from mmsearch.errors import Error
 from mmsearch.index import Index
 from mmsearch.locations import index_folder
-from mmsearch.query import Query
+from mmsearch.query import MAX_LENGTH, Query
 
 MAX_STDIN_BYTES = 250_000_000
 
@@ -61,7 +62,9 @@ def search_command(
     """Find items by words, by a picture, or by both.
 
     Terms are added with + and taken away with -, both with blanks around; 0.5*snow gives a term a weight. A term that
-    is a picture's path is that picture; "words in double quotes" are words. - alone reads either from stdin.
+    is a picture's path is that picture, the longest there is: "cat - Copy.jpg" is that file, "./cat.jpg - ./dog.jpg"
+    two. "Words in double quotes" are words. A name that begins with a minus is written ./-name.jpg. - alone reads
+    words, a path or a picture from stdin.
 
     \b
     Examples:
@@ -122,7 +125,10 @@ def _near(text: str | None) -> tuple[float, float, float] | None:
 
 def stdin_bytes() -> bytes:
     """What comes on stdin. Raises Error where that has no end in sight."""
-    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    try:
+        data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    except OSError as error:
+        raise Error(f"stdin cannot be read: {error.strerror or error}.") from error
     if len(data) > MAX_STDIN_BYTES:
         raise Error(
             f"What comes on stdin is larger than {MAX_STDIN_BYTES // 10**6} MB. Save it to a file and name that."
@@ -131,10 +137,12 @@ def stdin_bytes() -> bytes:
 
 
 def _from_stdin() -> Query:
-    """Words if stdin is text, else a picture."""
+    """A picture, or what is written: words, and paths in the very bytes of their names."""
     data = stdin_bytes()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
+    text = data.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
+    if "\0" in text:
         return Query.of_picture(data)
-    return Query.of_picture(data) if "\0" in text else Query.parse(text.strip())
+    if text == encodable(text):
+        return Query.parse(text)
+    query = Query.parse(text) if len(text) <= MAX_LENGTH else None
+    return query if query is not None and query.pictures else Query.of_picture(data)

@@ -1,6 +1,8 @@
 """Commands that teach an index: heads trained on pairs, feedback, and what is in use."""
 
 import json
+import os
+import shlex
 import sys
 import tomllib
 from collections.abc import Callable
@@ -12,8 +14,8 @@ import click
 from mmsearch.cli.printing import index_option, note, note_skipped
 from mmsearch.errors import UsageError
 from mmsearch.index import Index
-from mmsearch.locations import index_folder
-from mmsearch.present import printable, table
+from mmsearch.locations import index_folder, option_for
+from mmsearch.present import obeys, printable, table
 
 if TYPE_CHECKING:
     from mmsearch.preparing import Prepared
@@ -160,7 +162,8 @@ def _unfreeze(
         click.echo("Nothing of what was learned helped the held-out pairs; no model is written.")
         return
     click.echo(f"Mixed in: {report.share:.0%} of what was learned.")
-    click.echo(f"The model: {report.folder}; make an index with it: mmsearch index FOLDER --model {report.folder}")
+    model = shlex.quote(str(report.folder))
+    click.echo(f"The model: {report.folder}; make an index with it: mmsearch index FOLDER -i NEW-NAME --model {model}")
 
 
 def settings_of(config: str | None, given: tuple[str, ...]) -> dict[str, Any]:
@@ -186,7 +189,7 @@ def settings_of(config: str | None, given: tuple[str, ...]) -> dict[str, Any]:
 
 def _told(epoch: "Epoch") -> None:
     line = f"epoch {epoch.number}/{epoch.epochs}  loss {epoch.loss:.3f}  held-out recall@10 {epoch.recall:.3f}"
-    if sys.stderr.isatty():
+    if obeys(os.environ, sys.stderr.isatty()):
         click.echo(f"\r{line}  ", nl=epoch.number == epoch.epochs, err=True)
     elif epoch.number % 10 == 0 or epoch.number == 1:
         note(line)
@@ -292,7 +295,7 @@ def feedback_add_command(
         raise UsageError("Name an item with --like or --unlike.")
     with Index(index_folder(index_name)) as index:
         count = index.add_feedback(" ".join(query), like=like, unlike=unlike)
-    click.echo(f"{count} kept; `mmsearch train heads` learns from them")
+    click.echo(f"{count} kept; `mmsearch train heads{option_for(index_folder(index_name))}` learns from them")
 
 
 @feedback_group.command(name="list")

@@ -143,7 +143,7 @@ def resolve(name: str) -> str:
         return resolve(name.removesuffix(INT8)) + INT8
     if name in _BY_NAME:
         return _BY_NAME[name].model
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if (folder / MANIFEST).is_file():
         return Bundle.open(folder).name
     _check_form(name, folder)
@@ -184,7 +184,7 @@ def load_encoder(
 def _bundle(name: str, precision: Precision, progress: Notify) -> Bundle:
     if name == LITE:
         return _as_it_is(name, LITE_FOLDER, precision)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if name not in _BY_NAME:
         if (folder / MANIFEST).is_file():
             return _as_it_is(name, folder, precision)

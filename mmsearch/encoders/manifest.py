@@ -12,7 +12,7 @@ import numpy as np
 from mmsearch.encoders.base import FloatArray
 from mmsearch.encoders.heads import HEADS
 from mmsearch.encoders.preprocess import PixelSpec
-from mmsearch.errors import ModelError
+from mmsearch.errors import ModelError, memory_watched
 
 Clean: TypeAlias = Literal["none", "whitespace", "lower", "canonicalize"]
 Tower: TypeAlias = Literal["image", "text"]
@@ -131,7 +131,10 @@ def read_head(folder: Path, tower: Tower) -> dict[str, FloatArray]:
 def tokenizer_json(folder: Path) -> Iterator[str]:
     """The text of the file, to be understood in the block."""
     try:
-        yield (folder / "tokenizer.json").read_text(encoding="utf-8")
+        with memory_watched():
+            yield (folder / "tokenizer.json").read_text(encoding="utf-8")
+    except ModelError:
+        raise
     except OSError as error:
         raise damaged(folder, "tokenizer.json cannot be read") from error
     except Exception as error:  # `tokenizers` raises nothing narrower

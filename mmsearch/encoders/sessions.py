@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mmsearch.encoders.base import FloatArray
 from mmsearch.encoders.manifest import damaged
+from mmsearch.errors import memory_watched
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, SessionOptions
@@ -49,7 +50,8 @@ class TowerSession:
         self._runs += 1
         session = self._session()
         wanted = {entry.name for entry in session.get_inputs()}
-        found = session.run(list(outputs), {name: array for name, array in inputs.items() if name in wanted})
+        with memory_watched():
+            found = session.run(list(outputs), {name: array for name, array in inputs.items() if name in wanted})
         return [np.asarray(each, dtype=np.float32) for each in found]
 
     def width(self) -> int:
@@ -136,7 +138,8 @@ def _open_session(folder: Path, tower: Graph, way: Way) -> "InferenceSession":
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = folder / f"{tower}.onnx"
     try:
-        session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        with memory_watched():
+            session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except (
         failures.Fail,
         failures.InvalidArgument,
@@ -156,5 +159,5 @@ def _quiet_options() -> "SessionOptions":
 
     ort.disable_telemetry_events()  # an app may have imported it before mmsearch could switch that off
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors; they are raised as well
+    options.log_severity_level = 4  # not even errors: they are raised as well
     return options

@@ -2,15 +2,11 @@
 
 import base64
 import binascii
-import contextlib
 import json
-import os
 import secrets
-import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -116,8 +112,7 @@ class Service:
         with self._making_decoder:
             if self._decoder is None:
                 self._decoder = DecodePool(pixels_of(self.index.encoder), timeout_s=DECODE_S)
-        with _as_file(data) as path:
-            ((_, decoded),) = self._decoder.decode([path])
+        ((_, decoded),) = self._decoder.decode([bytes(data)])
         if isinstance(decoded, Skip):
             raise MediaError(f"The picture cannot be read: it {decoded.reason}.")
         return decoded
@@ -275,18 +270,6 @@ def _base64(text: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise UsageError("A 'picture' is a picture file in base64.") from None
-
-
-@contextlib.contextmanager
-def _as_file(data: bytes | bytearray) -> Iterator[str]:
-    """The data in a file that only this user can read, and that is gone afterwards."""
-    descriptor, path = tempfile.mkstemp(prefix="mmsearch-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        yield path
-    finally:
-        os.unlink(path)
 
 
 def _milliseconds_since(started: float) -> float:

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mmsearch import media
 from mmsearch.decoding import DecodePool, Skip
 from mmsearch.encoders.base import PixelArray
 from mmsearch.encoders.preprocess import PixelSpec
-from mmsearch.errors import MediaError, TrainingError
+from mmsearch.errors import TrainingError
 from mmsearch.sources.pairs import Pair
 from mmsearch.sources.tables import BadRow
 from mmsearch.train.design import EncoderDesign
@@ -123,19 +122,13 @@ def _decoded(images: Sequence[str | bytes], spec: PixelSpec, scratch: Path) -> t
         file = tempfile.NamedTemporaryFile(dir=scratch, prefix=".pixels-")  # noqa: SIM115  # gone when it is closed
         pixels = np.memmap(file, np.uint8, "w+", shape=shape)
     broken: dict[int, str] = {}
-    paths = {image: place for place, image in enumerate(images) if isinstance(image, str)}
+    places = {image: place for place, image in enumerate(images)}
     with DecodePool(spec) as pool:
-        for path, decoded in pool.decode(paths):
+        for image, decoded in pool.decode(places):
             if isinstance(decoded, Skip):
-                broken[paths[path]] = decoded.reason
+                broken[places[image]] = decoded.reason
             else:
-                pixels[paths[path]] = decoded.pixels
-    for place, image in enumerate(images):
-        if isinstance(image, bytes):
-            try:
-                pixels[place] = media.read(image, spec).pixels
-            except MediaError as error:
-                broken[place] = str(error)
+                pixels[places[image]] = decoded.pixels
     return pixels, broken
 
 

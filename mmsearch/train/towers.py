@@ -253,7 +253,7 @@ def text_tower(design: EncoderDesign, vocabulary: int) -> TextTower:
 
 def given_folder(name: str) -> Path:
     """The folder of a Hugging Face model. Raises UsageError where that is none."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if not (folder / "config.json").is_file():
         near = difflib.get_close_matches(name, TEXT_KINDS, n=1)
         raise UsageError(
