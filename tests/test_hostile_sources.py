@@ -11,10 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from mmsearch.errors import SourceError
+from mmsearch.index import Index
+from mmsearch.sources import passages
 from mmsearch.sources.pairs import Pair, read_pairs
 from mmsearch.sources.tables import BadRow, read_captions
+from mmsearch.sources.texts import read_beginning
 from tests.colours import plain
 
 SECONDS_MAX = 10  # on a machine that has much else to do; about 0.1 to 1 here
@@ -237,3 +241,63 @@ def test_damaged_parquets_are_a_sentence_or_rows(tmp_path: Path) -> None:
                 assert isinstance(pair, Pair | BadRow)
         except SourceError as error:
             assert len(str(error)) < 600
+
+
+# ---- texts
+
+MEGABYTE = {
+    "full stops": ".", "lines of full stops": ".\n", "quotes": '."', "blanks": " ", "line ends": "\n",
+    "one letter": "a", "no blanks": "snow", "Chinese": "\u96ea",
+    "marks": "\u0301", "letters with marks": "e\u0301", "a family": "\U0001f469\u200d\U0001f467",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def byte_pairs() -> Tokenizer:
+    """As CLIP's: byte-level, so that a word without an end is as many tokens as it has letters."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(["snow on a hill ...", "aaaa aa snowsnow"], trainer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", MEGABYTE)
+def test_a_text_is_cut_in_time_that_grows_with_its_size(byte_pairs: Tokenizer, name: str) -> None:
+    part = MEGABYTE[name]
+    text = part * (1_000_000 // len(part.encode()))
+    started = time.process_time()
+    pieces = list(passages(text, lambda piece: len(byte_pairs.encode(piece).ids) <= 77))
+    assert time.process_time() - started < 30  # about 0 to 2 here
+    assert "".join("".join(piece.text.split()) for piece in pieces) == "".join(text.split())
+
+
+def test_a_megabyte_of_full_stops_is_indexed_in_seconds(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(".\n" * 500_000)
+    started = time.process_time()
+    with Index(tmp_path / "index", model="lite") as index:
+        report = index.add(tmp_path / "a.txt")
+        assert index.status().passages > 1000
+    assert not report.skipped
+    assert time.process_time() - started < 60  # about 4 here
+
+
+@pytest.mark.slow
+def test_of_a_text_of_100_mb_the_beginning_is_read_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One sentence of some words, and one more.\n" * 2_500_000)
+    with Index(tmp_path / "index", model="lite") as index:
+        report = index.add(tmp_path / "a.txt")
+        assert index.status().passages == 10_000
+    [said] = report.skipped
+    assert "is read up to line" in said.reason and "10,000 passages and 64 MB" in said.reason
+    text, is_whole = read_beginning(str(tmp_path / "a.txt"))
+    assert not is_whole and len(text) == 64 << 20
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_character_that_the_limit_cuts_is_left_out(tmp_path: Path, encoding: str) -> None:
+    data = ("x" + "\u00e9" * (33 << 20)).encode(encoding)
+    (tmp_path / "a.txt").write_bytes(data)
+    text, is_whole = read_beginning(str(tmp_path / "a.txt"))
+    assert not is_whole and {*text} == {"x", "\u00e9"}

@@ -359,7 +359,7 @@ class _CsvRows:
         place = next((at for at, field in enumerate(fields) if suffix_of(field) in IMAGE_SUFFIXES), None)
         if place is None:
             return False
-        within = (self._split(line) for line in self._taken[1:])
+        within = (self._split(line)[0] for line in self._taken[1:])
         return any(len(row) == self._columns and suffix_of(row[place]) in IMAGE_SUFFIXES for row in within)
 
     def _first_line(self) -> list[str] | str:
@@ -368,27 +368,28 @@ class _CsvRows:
         others = self._taken[1:]
         if others:
             self._again.extendleft(reversed(others))
-            self._alone = (
-                len(others) - 1
-            )  # the last one holds what showed that the quote is none, and may begin another
+            self._alone = len(others) - 1  # not the last, which showed that the quote is none, and may begin another
             self._taken = self._taken[:1]
         return self._one_line()
 
     def _one_line(self) -> list[str] | str:
         """The fields of one line, or why there are none."""
-        fields = self._split(self._taken[0])
-        if fields[-1].startswith('"') and fields[-1].count('"') == 1:
-            return "begins a quote that is not closed"
-        return fields
+        fields, is_open = self._split(self._taken[0])
+        return "begins a quote that is not closed" if is_open else fields
 
-    def _split(self, line: str) -> list[str]:
-        """A quote that does not go from end to end of a field is a letter, as in a tsv."""
+    def _split(self, line: str) -> tuple[list[str], bool]:
+        """The fields of a line by itself, and whether a quote is open at its end.
+
+        A quote that does not go from end to end of a field is a letter, as in a tsv.
+        """
         line = line.rstrip("\r\n")
         fields, at = list[str](), 0
         while at <= len(line) and (match := self._field.match(line, at)) is not None:
+            if match[1] is None and match[2].startswith('"') and '"' not in line[at + 1 :]:
+                return [*fields, line[at:]], True
             fields.append(match[2] if match[1] is None else match[1].replace('""', '"'))
             at = match.end() + 1
-        return fields
+        return fields, False
 
 
 def _read_tsv(table: str, columns: Columns) -> Iterator[_Row | BadRow]:
