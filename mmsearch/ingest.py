@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from mmsearch.decoding import Skip
@@ -26,7 +27,8 @@ from mmsearch.everyday import everyday_queries
 from mmsearch.facts import Decoded, ImageFacts
 from mmsearch.media import content_hash
 from mmsearch.planning import Captions, IngestOptions, Plan, Report, asked_sources, make_plan
-from mmsearch.sources import SourceFile, passages, read_text
+from mmsearch.sources import SourceFile, passages
+from mmsearch.sources.texts import TEXT_BYTES_MAX, read_beginning
 from mmsearch.store.records import KINDS, FileKind, FileRow, Kind, NewFile, NewItem, Root
 from mmsearch.store.vectors import VectorIndex
 from mmsearch.store.writer import Writer
@@ -35,6 +37,7 @@ T = TypeVar("T")
 
 FILES_AT_ONCE = 256  # moved, copied or removed in one transaction
 REPORT_EVERY_S = 0.1
+PASSAGES_MAX = 10_000  # of a text file: some 12 MB of English, and minutes of a core
 NO_VECTOR = "the model gives no finite vector for"
 
 
@@ -187,14 +190,15 @@ class _Run:
             if isinstance(read, Skip):
                 self._skip(file, read)
                 continue
-            text, content = read
+            text, content, is_whole = read
             encoder = self._load_encoder()
-            cut = list(passages(text, fits(encoder)))
-            embedded = embed_texts(encoder, [passage.text for passage in cut])
+            cut = list(islice(passages(text, fits(encoder)), PASSAGES_MAX))
+            different = list(dict.fromkeys(passage.text for passage in cut))  # a megabyte of dots is one passage
+            embedded = dict(zip(different, embed_texts(encoder, different), strict=True))
             items = [
-                NewItem("text", *row, text=passage.text, line=passage.line)
-                for passage, row in zip(cut, embedded, strict=True)
-                if row.usable
+                NewItem("text", *embedded[passage.text], text=passage.text, line=passage.line)
+                for passage in cut
+                if embedded[passage.text].usable
             ]
             with self._writer.transaction():
                 file_id = self._writer.put_file(_new_file(file, content))
@@ -202,6 +206,12 @@ class _Run:
                 self._writer.put_items(items, file_id)
             if lost := len(cut) - len(items):
                 self._report.skipped.append(Skip(file.path, f"{NO_VECTOR} {lost} of its {len(cut)} passages"))
+            if cut and (not is_whole or text[cut[-1].offset + len(cut[-1].text) :].strip()):
+                last = cut[-1].line + cut[-1].text.count("\n")
+                most = f"{PASSAGES_MAX:,} passages and {TEXT_BYTES_MAX >> 20} MB"
+                self._report.skipped.append(
+                    Skip(file.path, f"is read up to line {last:,}: {most} are the most of a text")
+                )
             self._advance(1)
 
     def _read_side_cars(self, plan: Plan) -> None:
@@ -217,7 +227,10 @@ class _Run:
             if isinstance(read, Skip):
                 self._skip(cars[0], read, counted=False)
                 continue
-            text, content = " ".join(read[0].split()), read[1]
+            text, content, is_whole = " ".join(read[0].split()), read[1], read[2]
+            if not is_whole:
+                self._skip(cars[0], Skip(path, f"is larger than {TEXT_BYTES_MAX >> 20} MB"), counted=False)
+                continue
             captions = {car.caption_of: [text] for car in cars if text and car.caption_of is not None}
             self._write_captions(_new_file(cars[0], content), captions)
 
@@ -312,11 +325,12 @@ def picture_item(embedded: Embedded, facts: ImageFacts, *, name: str | None = No
     )
 
 
-def _text_of(path: str) -> tuple[str, str] | Skip:
-    """(text, content hash) of a text file, or why there is none."""
+def _text_of(path: str) -> tuple[str, str, bool] | Skip:
+    """(text, content hash, whether that is all of it) of a text file, or why there is none."""
     try:
         content = content_hash(path)  # first: it tells what may go away from what lies in the file
-        return read_text(path), content
+        text, is_whole = read_beginning(path)
+        return text, content, is_whole
     except (MediaError, SourceError) as error:
         return Skip(path, str(error))
     except OSError as error:

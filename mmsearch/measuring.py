@@ -29,10 +29,11 @@ from mmsearch.evaluate import (
     paired_p,
 )
 from mmsearch.sources.pairs import GUESSED, Pair, PairColumns, classes_of, read_pairs
+from mmsearch.sources.splits import is_held_out
 from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
 from mmsearch.train.rows import Rows
-from mmsearch.training import HELD_OUT, Gathered, gather
+from mmsearch.training import Gathered, gather
 
 DIRECTIONS = ("text to image", "image to text")
 PAIRS_MOST = 60_000  # different pictures or texts; their table of scores is kept a part at a time
@@ -276,7 +277,7 @@ def tested(sources: Sequence[str | os.PathLike[str]], columns: PairColumns) -> I
     pairs = list(chain(*(read_pairs(source, columns) for source in sources)))
     told = any(isinstance(pair, Pair) and pair.split is not None for pair in pairs)
     for pair in pairs:
-        if isinstance(pair, BadRow) or not told or (pair.split or "").lower() in HELD_OUT:
+        if isinstance(pair, BadRow) or not told or is_held_out(pair.split):
             yield pair
 
 

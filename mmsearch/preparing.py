@@ -26,9 +26,10 @@ from mmsearch.errors import MediaError, UsageError
 from mmsearch.hashing import hashed
 from mmsearch.plots import write as write_files
 from mmsearch.sources.pairs import Pair
+from mmsearch.sources.splits import held_out, is_held_out
 from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
-from mmsearch.training import HELD_OUT, Gathered, Joined, Keep, gather
+from mmsearch.training import Gathered, Joined, Keep, gather
 
 ALIKE = 0.985  # cosine of two pictures that are nearly the same; re-encoded and resized ones of `lite` have more
 ROWS_AT_ONCE = 1024
@@ -249,28 +250,20 @@ def _split(
         joined.join(gathered.groups[one], gathered.groups[other])
     groups = [joined.of(group) for group in gathered.groups]
     told = any(name is not None for name in gathered.splits)
-    tested = {
-        group
-        for group, name in zip(groups, gathered.splits, strict=True)
-        if ((name or "").lower() in HELD_OUT if told else _point(group, options.seed) < options.held_out)
-    }
+    outside = held_out(gathered.splits, groups, options.held_out, options.seed)
+    tested = {group for group, out in zip(groups, outside, strict=True) if out}
     kept, leaks = list[Kept](), list[tuple[str, str]]()
     every = [(picture, text, True) for picture, text, _ in gathered.matched]
     every += [(picture, text, False) for picture, text in gathered.unmatched]
     for picture, text, match in every:
         group, path = groups[picture], gathered.names[picture]
         is_test = group in tested
-        if told and is_test and (gathered.splits[picture] or "").lower() not in HELD_OUT:
+        if told and is_test and not is_held_out(gathered.splits[picture]):
             leaks.append((path, "is in the training, and nearly the same is in the test"))
             continue
         short = hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         kept.append(Kept(path, gathered.said[text], "test" if is_test else "train", short, match))
     return kept, leaks
-
-
-def _point(group: str, seed: int) -> float:
-    digest = hashlib.sha256(f"{seed} {group}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:7]) / 2**56
 
 
 def write(

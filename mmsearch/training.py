@@ -34,6 +34,7 @@ from mmsearch.everyday import QUERIES
 from mmsearch.facts import Decoded
 from mmsearch.hashing import hashed
 from mmsearch.sources.pairs import Pair
+from mmsearch.sources.splits import Split, firmer, held_out, reports
 from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
 from mmsearch.store.reader import Raw
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Keep = Callable[[Kind, Mapping[str, tuple[FloatArray, FloatArray | None]]], None]
 
-HELD_OUT = ("test", "val", "valid", "validation", "dev")  # how a column names what nothing is learned from
+BYTES_AT_ONCE = 64 << 20  # of pictures in a tar or a table, held in memory until they are encoded
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)  # of what was learned, that are tried; 0 is the old heads
 BESIDE_MOST = 4096  # pictures of the index that no pair names, to stay as they are
 GENERAL_MOST = 20_000  # pictures that everyday queries are asked of
@@ -93,7 +94,7 @@ class Gathered:
     said: list[str]  # (texts,)
     names: list[str]  # (pictures,) a path, or where it came from
     groups: list[str]  # (pictures,)
-    splits: list[str | None]  # (pictures,)
+    splits: list[Split | None]  # (pictures,)
     labels: list[str | None]  # (pictures,) a class, else the group by its name, where the pairs say one
     matched: list[tuple[int, int, float]]  # picture, text, weight
     unmatched: list[tuple[int, int]]
@@ -128,7 +129,7 @@ class _Gathering:
     def run(self, pairs: Iterable[Pair | BadRow]) -> Gathered:
         waiting: list[Pair] = []  # those with a path, or with a content hash
         skipped: list[BadRow] = []
-        for part in _parts(pairs, PICTURES_AT_ONCE * 4):
+        for part in _parts(pairs, PICTURES_AT_ONCE * 4, _weight, BYTES_AT_ONCE):
             skipped += [pair for pair in part if isinstance(pair, BadRow)]
             good = [pair for pair in part if isinstance(pair, Pair)]
             contents = self._contents({pair.image: pair.where for pair in good if isinstance(pair.image, bytes)})
@@ -154,7 +155,7 @@ class _Gathering:
     ) -> Gathered:
         pictures: dict[str, int] = {}
         texts: dict[str, int] = {}
-        names, groups, splits, labels = list[str](), list[str](), list[str | None](), list[str | None]()
+        names, groups, splits, labels = list[str](), list[str](), list[Split | None](), list[str | None]()
         matched: dict[tuple[int, int], float] = {}
         unmatched: dict[tuple[int, int], None] = {}
         joined = Joined()
@@ -173,6 +174,7 @@ class _Gathering:
                 groups.append(content)
                 splits.append(pair.split)
                 labels.append(pair.label or pair.group)
+            splits[pictures[content]] = firmer(splits[pictures[content]], pair.split)
             if pair.group is not None:  # pictures of one group, and all groups of one picture, are on one side
                 joined.join(content, f"group {pair.group}")
             place = (pictures[content], texts.setdefault(text, len(texts)))
@@ -332,19 +334,16 @@ def pairs_of_feedback(store: Store) -> Iterator[Pair]:
             yield Pair(items[one.item]["path"] or where, one.query, where, match=one.match, content=content)
 
 
-def split(gathered: Gathered, held_out: float, seed: int) -> tuple[Taught, Taught, Taught]:
+def split(gathered: Gathered, share: float, seed: int) -> tuple[Taught, Taught, Taught]:
     """What is learned from, what chooses, and what is reported; a group is in one of them whole.
 
     The same groups fall on the same side whatever else is there: by a hash of the group and the seed. Where the pairs
     say what is for testing, that is what chooses and what is reported.
     """
-    told = any(name is not None for name in gathered.splits)
-    side = []
-    for group, name in zip(gathered.groups, gathered.splits, strict=True):
-        digest = hashlib.sha256(f"{seed} {group}".encode("utf-8", "surrogatepass")).digest()
-        point, half = int.from_bytes(digest[:7]) / 2**56, digest[7] % 2
-        out = (name or "").lower() in HELD_OUT if told else point < held_out
-        side.append(1 + half if out else 0)
+    outside = held_out(gathered.splits, gathered.groups, share, seed)
+    side = [
+        (2 if reports(group, seed) else 1) if out else 0 for group, out in zip(gathered.groups, outside, strict=True)
+    ]
     return tuple(_taught(gathered, [place for place in range(len(side)) if side[place] == part]) for part in range(3))  # type: ignore[return-value]
 
 
@@ -373,7 +372,7 @@ def teach(
     from mmsearch.train.residual import fit, held_out_recall
 
     started = time.monotonic()
-    learns, chooses, reports = split(gathered, settings.held_out, settings.seed)
+    learns, chooses, reported = split(gathered, settings.held_out, settings.seed)
     few = _too_few(gathered, learns)
     if few is not None:
         return None, _report(name, gathered, 0, few, started)
@@ -413,8 +412,8 @@ def teach(
         return None, _report(name, gathered, len(learns), decision, started, epochs=epochs[0])
     trained = TrainedHeads.of(name, heads.tensors(share))
     before = after = gain = None
-    if len(reports):
-        shown, said, right = table_of(reports)
+    if len(reported):
+        shown, said, right = table_of(reported)
         tables = [
             _projected(each, "text", texts.of(said)) @ _projected(each, "image", pictures.of(shown)).T
             for each in (in_use, trained)
@@ -527,12 +526,21 @@ def _clean(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", encodable(text)).split())
 
 
-def _parts(values: Iterable[T], size: int) -> Iterator[list[T]]:
+def _parts(
+    values: Iterable[T], size: int, weight: Callable[[T], int] = lambda value: 0, most: int = 0
+) -> Iterator[list[T]]:
+    """Lists of so many values; of fewer where they weigh more together than most."""
     part: list[T] = []
+    weighs = 0
     for value in values:
         part.append(value)
-        if len(part) == size:
+        weighs += weight(value)
+        if len(part) == size or weighs > most:
             yield part
-            part = []
+            part, weighs = [], 0
     if part:
         yield part
+
+
+def _weight(pair: Pair | BadRow) -> int:
+    return len(pair.image) if isinstance(pair, Pair) and isinstance(pair.image, bytes) else 0

@@ -286,7 +286,7 @@ def test_two_that_write_at_once_leave_one_whole_bundle(tmp_path: Path) -> None:
 )
 def test_a_missing_or_shortened_file_is_named(copy: Path, name: str) -> None:
     (copy / name).write_bytes((copy / name).read_bytes()[:-1] if name != "preprocess.json" else b"{")
-    with pytest.raises(ModelError, match=f"damaged: {name} .*[Dd]elete"):
+    with pytest.raises(ModelError, match=f"damaged: {name} .*Put back a copy"):
         Bundle.open(copy)
     (copy / name).unlink()
     with pytest.raises(ModelError, match=f"damaged: {name} is missing"):
@@ -323,4 +323,17 @@ def test_opening_a_bundle_imports_nothing_heavy(shared: Bundle) -> None:
 
 def test_a_damaged_model_of_mmsearchs_own_is_not_to_be_deleted(tmp_path: Path) -> None:
     assert str(damaged(LITE_FOLDER, "it is cut short")).endswith("it is cut short. Install mmsearch again.")
-    assert "Delete that folder" in str(damaged(tmp_path, "it is cut short"))
+
+
+def test_only_what_is_made_again_is_to_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMSEARCH_CACHE", str(tmp_path / "cache"))
+    assert "Delete that folder; it is made again" in str(damaged(tmp_path / "cache/bundles/ViT-B-32-0123", "it is cut"))
+    for folder in (tmp_path / "my-encoder", tmp_path / "cache", tmp_path / "cache/bundles"):
+        said = str(damaged(folder, "it is cut short"))
+        assert "elete" not in said and "Put back a copy of that folder" in said
+
+
+def test_a_trained_model_of_a_newer_version_is_not_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "preprocess.json").write_text('{"format": 99}')
+    with pytest.raises(ModelError, match=r"newer mmsearch\. Upgrade mmsearch\.$"):
+        Bundle.open(tmp_path)

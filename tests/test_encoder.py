@@ -567,3 +567,14 @@ def test_pairs_are_classified_that_neither_side_decides(tmp_path: Path) -> None:
     assert accuracy(shown, ["a disc" for _ in texts]) <= 0.65
     assert accuracy(np.full_like(shown, 255), texts) <= 0.65
     assert accuracy(shown[other], texts) <= 0.65
+
+
+def test_the_advice_on_a_damaged_checkpoint_is_true(tmp_path: Path) -> None:
+    for step in (10, 20):
+        folder = tmp_path / f"step-{step:06d}"
+        folder.mkdir()
+        (folder / "state.json").write_text("{")
+    with pytest.raises(TrainingError, match=r"step-000020 is damaged: .* Remove it; the one before is used then"):
+        checkpoints.read(tmp_path / "step-000020")
+    with pytest.raises(TrainingError, match="There is none before it: start anew in another folder"):
+        checkpoints.read(tmp_path / "step-000010")

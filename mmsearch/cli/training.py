@@ -28,7 +28,7 @@ Command = Callable[..., Any]
 def columns_options(command: Command) -> Command:
     """The columns of a table of pairs, on every command that reads one."""
     for name, what in (
-        ("split", "says train or test"),
+        ("split", "says train, validation or test; nothing is learned from the last two"),
         ("group", "names what must not be both learned from and tested on, such as a product"),
         ("weight", "says how much a pair counts"),
         ("label", "says 0 or 1, whether the pair matches, or names a class"),

@@ -167,7 +167,10 @@ class TrainedHeads:
         try:
             return cls(name, hash_, load(data))
         except (SafetensorError, ValueError, KeyError) as error:
-            raise ModelError(f"The heads '{name}' are damaged: {error}. Remove them and train them again.") from error
+            raise ModelError(
+                f"The heads '{name}' are damaged: {error}. Go back to the model's own with `mmsearch heads off`, and "
+                "train them again."
+            ) from error
 
 
 def _saved(tensors: Tensors) -> bytes:

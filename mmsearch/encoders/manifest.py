@@ -66,9 +66,18 @@ class Manifest:
 
 def damaged(folder: Path, reason: str) -> ModelError:
     """What is said of a bundle with something wrong in it."""
-    is_built_in = Path(__file__).parent in folder.parents
-    mend = "Install mmsearch again" if is_built_in else "Delete that folder; it is made again when it is next used"
-    return ModelError(f"The model in {folder} is damaged: {reason}. {mend}.")
+    return ModelError(f"The model in {folder} is damaged: {reason}. {_mend(folder)}.")
+
+
+def _mend(folder: Path) -> str:
+    """What a person can do about a bundle. Only those in the cache are made again by themselves."""
+    from mmsearch.encoders.openclip import bundles_folder  # here: it reads bundles, and so this module
+
+    if Path(__file__).parent in folder.parents:
+        return "Install mmsearch again"
+    if bundles_folder().resolve() in folder.resolve().parents:
+        return "Delete that folder; it is made again, from the weights that it was made of, when it is next used"
+    return "Put back a copy of that folder, or train or convert the model again into another one"
 
 
 @contextmanager
@@ -87,9 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         says = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if says["format"] > FORMAT:
-            raise ModelError(
-                f"The model in {folder} was made by a newer mmsearch. Upgrade mmsearch, or delete that folder."
-            )
+            raise ModelError(f"The model in {folder} was made by a newer mmsearch. Upgrade mmsearch.")
         for name, size_bytes in says["files"].items():
             if (folder / name).stat().st_size != size_bytes:
                 raise damaged(folder, f"{name} is not complete")

@@ -211,7 +211,12 @@ def bundle_folder(source: Source, int8: bool = False) -> Path:
     """Where the bundle of a model is, or will be: in $MMSEARCH_CACHE, else in the user's cache folder."""
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", source.name)[-60:].strip("-.")
     digest = hashlib.sha256(f"{FORMAT} {source.identity}".encode("utf-8", "surrogateescape")).hexdigest()
-    return cache_folder() / "bundles" / f"{readable}{'-int8' if int8 else ''}-{digest[:12]}"
+    return bundles_folder() / f"{readable}{'-int8' if int8 else ''}-{digest[:12]}"
+
+
+def bundles_folder() -> Path:
+    """Where all of them are."""
+    return cache_folder() / "bundles"
 
 
 def cache_folder() -> Path:

@@ -17,7 +17,9 @@ from typing import Any
 from mmsearch.errors import SourceError
 from mmsearch.facts import IMAGE_SUFFIXES
 from mmsearch.sources.folders import ScanOptions, Unread, reason, scan, suffix_of
-from mmsearch.sources.tables import PICTURE_BYTES_MAX, BadRow, read_rows
+from mmsearch.sources.splits import Split, split_of
+from mmsearch.sources.tables import LINE_BYTES_MAX, PICTURE_BYTES_MAX, BadRow, read_rows
+from mmsearch.sources.tars import Read, members
 from mmsearch.sources.texts import read_text
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -37,7 +39,7 @@ class Pair:
     label: str | None = None  # a class
     weight: float = 1.0
     group: str | None = None  # what must not be on both sides of a split; None: the picture itself
-    split: str | None = None  # "train" or "test", where the source says it
+    split: Split | None = None  # where the source says it
     content: str | None = None  # the content hash of the picture, where that is known already
 
 
@@ -82,16 +84,21 @@ def _of_table(path: str, columns: PairColumns) -> Iterator[Pair | BadRow]:
             yield row
             continue
         try:
+            said = row.beside.get("split")
+            split = None if said is None else split_of(str(said))
+        except ValueError as error:  # to leave out the row would hide that others of its kind are read otherwise
+            raise SourceError(f"{path}, row {row.row} {error}.") from error
+        try:
             about = _about(row.beside)
         except ValueError as error:
             yield BadRow(path, row.row, str(error))
             continue
         for text in row.texts:
-            yield Pair(row.image, text, f"{name}, row {row.row}", **about)
+            yield Pair(row.image, text, f"{name}, row {row.row}", split=split, **about)
 
 
 def _about(beside: Mapping[str, Any]) -> dict[str, Any]:
-    """Label, weight, group and split as a Pair has them. Raises ValueError with the reason for those that are none."""
+    """Label, weight and group as a Pair has them. Raises ValueError with the reason for those that are none."""
     about: dict[str, Any] = {}
     said = beside.get("label")
     label = "" if said is None else str(said).strip()
@@ -109,9 +116,8 @@ def _about(beside: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"has the weight {str(weight)[:40]!r}, which is no number") from None
         if not (math.isfinite(about["weight"]) and about["weight"] >= 0):
             raise ValueError(f"has the weight {weight}; weights are numbers of 0 or more")
-    for what in ("group", "split"):
-        if beside.get(what) not in (None, ""):
-            about[what] = str(beside[what])
+    if beside.get("group") not in (None, ""):
+        about["group"] = str(beside["group"])
     return about
 
 
@@ -120,17 +126,25 @@ def _of_folder(path: str) -> Iterator[Pair | BadRow]:
     tars = sorted(entry.path for entry in os.scandir(path) if entry.is_file() and entry.name.lower().endswith(TARS))
     if tars:
         for tar in tars:
-            yield from _of_tar(tar)
+            try:
+                yield from _of_tar(tar)
+            except SourceError as error:
+                if len(tars) == 1:
+                    raise
+                yield BadRow(tar, 0, str(error).rstrip("."))
         return
     entries = list(scan(path, ScanOptions()))
     yield from (BadRow(entry.path, 1, entry.reason) for entry in entries if isinstance(entry, Unread))
     pictures = [entry.path for entry in entries if not isinstance(entry, Unread) and entry.kind == "image"]
-    captioned = 0
+    captioned, silent = False, list[str]()
     for picture in pictures:
-        for pair in _beside(picture):
-            captioned += isinstance(pair, Pair)
-            yield pair
+        found = list(_beside(picture))
+        yield from found
+        captioned |= any(isinstance(pair, Pair) for pair in found)
+        if not found:
+            silent.append(picture)
     if captioned:
+        yield from (BadRow(picture, 0, "has no text beside it") for picture in silent)
         return
     classes = {picture: os.path.relpath(os.path.dirname(picture), path) for picture in pictures}
     if len({*classes.values()} - {"."}) < 2:
@@ -142,6 +156,8 @@ def _of_folder(path: str) -> Iterator[Pair | BadRow]:
         if name != ".":
             said = " ".join(name.replace(os.sep, " ").replace("_", " ").split())
             yield Pair(picture, said, os.path.relpath(picture, path), label=said)
+        else:
+            yield BadRow(picture, 0, "lies in no folder of a class")
 
 
 def _beside(picture: str) -> Iterator[Pair | BadRow]:
@@ -153,69 +169,137 @@ def _beside(picture: str) -> Iterator[Pair | BadRow]:
                 yield Pair(picture, text, name)
         elif os.path.isfile(f"{stem}.json"):
             with open(f"{stem}.json", "rb") as file:
-                for text in _captions_of_json(file.read(PICTURE_BYTES_MAX)):
+                for text in _captions_of_json(file.read(LINE_BYTES_MAX)):
                     yield Pair(picture, text, name)
     except (OSError, SourceError, ValueError) as error:
         yield BadRow(stem, 1, reason(error) if isinstance(error, OSError) else str(error))
 
 
+@dataclass
+class _Sample:
+    """The members of a webdataset that share a name: their contents by the suffix."""
+
+    name: str
+    contents: dict[str, bytes]
+    problem: str | None = None
+
+    def take(self, suffix: str, member: tarfile.TarInfo, read: Read) -> None:
+        """Read a member, unless it is too large or the sample has an image already."""
+        is_image = f".{suffix}" in IMAGE_SUFFIXES
+        if not member.isreg() or member.issparse():
+            self.problem = f"{member.name[:200]!r} is {'sparse' if member.isreg() else 'a link, not a file'}"
+        elif member.size > (PICTURE_BYTES_MAX if is_image else LINE_BYTES_MAX):
+            self.problem = f"has a member of {member.size / 10**6:,.0f} MB"
+        elif is_image and any(f".{each}" in IMAGE_SUFFIXES for each in self.contents):
+            self.problem = f"has a second image, {member.name[:200]!r}"
+        else:
+            self.contents[suffix] = read()
+
+    def pairs(self, tar: str, number: int) -> list[Pair] | BadRow:
+        """Its image with each of its texts, or why there are none."""
+        image = next((data for suffix, data in self.contents.items() if f".{suffix}" in IMAGE_SUFFIXES), None)
+        try:
+            texts = [
+                self.contents[each].decode("utf-8").strip() for each in ("txt", "caption") if each in self.contents
+            ]
+            if not any(texts) and "json" in self.contents:
+                texts = _captions_of_json(self.contents["json"])
+        except ValueError:
+            return BadRow(tar, number, "has a text that is not UTF-8 or not JSON")
+        texts = [text for text in texts if text]
+        if image is None or not texts:
+            missing = (
+                "has no text" if image is not None else "has no picture" if texts else "has no picture and no text"
+            )
+            return BadRow(tar, number, self.problem or missing)
+        return [Pair(image, text, f"{os.path.basename(tar)}, sample {number}") for text in texts]
+
+
 def _of_tar(path: str) -> Iterator[Pair | BadRow]:
-    """A webdataset: members of one sample follow each other and share their name up to the first dot."""
-    sample: dict[str, bytes] = {}
+    """A webdataset: members of one sample follow each other and share their name up to the first dot.
+
+    What stands after that dot is the field, as `webdataset` has it. Names with further dots (`22.05.jpg`) are fields
+    that mean nothing here beside `22.jpg` and `22.txt`; where there are none of these, they are samples by their name
+    up to the last dot.
+    """
     key, number = None, 0
+    group = _Group("", path, 0)
     try:
-        with tarfile.open(path, "r|*") as tar:
-            for member in tar:
-                if not member.isfile():  # a link leads somewhere, a device is one
-                    continue
-                folder, name = os.path.split(member.name)
-                stem, _, suffix = name.partition(".")
-                if not stem:
-                    continue
-                if (folder, stem) != key:
-                    yield from _sample(path, number, sample)
-                    key, sample, number = (folder, stem), {}, number + 1
-                if not _is_wanted(suffix):
-                    continue
-                if member.size > PICTURE_BYTES_MAX:
-                    yield BadRow(path, number, f"has a member of {member.size // 10**6} MB")
-                    continue
-                opened = tar.extractfile(member)
-                if opened is not None:
-                    sample[suffix.lower()] = opened.read()
-            yield from _sample(path, number, sample)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        said = reason(error) if isinstance(error, OSError) and error.strerror else str(error)
-        raise SourceError(f"{path} cannot be read as a tar beyond sample {number}: {said}.") from error
+        for member, read in members(path):
+            folder, name = os.path.split(member.name)
+            stem = name.partition(".")[0]
+            if not stem or member.isdir():  # hidden, as .DS_Store
+                continue
+            if (folder, stem) != key:
+                yield from group.end()
+                key, number = (folder, stem), number + 1
+                group = _Group(stem, path, number)
+            yield from group.take(name, member, read)
+        yield from group.end()
+    except SourceError as error:
+        yield from (pair for pair in group.end() if isinstance(pair, Pair))
+        raise SourceError(f"{path} cannot be read as a tar beyond sample {number}: {error}.") from error
 
 
-def _is_wanted(suffix: str) -> bool:
-    last = suffix.lower()
-    return last in ("txt", "caption", "json", "cls") or f".{last}" in IMAGE_SUFFIXES
+class _Group:
+    """The members of a webdataset that share their name up to the first dot."""
+
+    def __init__(self, stem: str, tar: str, number: int) -> None:
+        self._tar, self._number = tar, number
+        self._plain = _Sample(stem, {})  # one dot
+        self._dotted = _Sample(stem, {})  # several; the one at hand
+        self._bad: list[BadRow] = []  # of several dots
+        self._paired = False
+
+    def take(self, name: str, member: tarfile.TarInfo, read: Read) -> Iterator[Pair]:
+        """Read a member, and give the pairs of several dots that are complete before it."""
+        before, _, suffix = name.rpartition(".")
+        suffix = suffix.lower()
+        if not (suffix in _TEXTS or f".{suffix}" in IMAGE_SUFFIXES):
+            return
+        if before == self._plain.name:
+            self._plain.take(suffix, member, read)
+            return
+        if before != self._dotted.name:
+            yield from self._end_dotted()
+            self._dotted = _Sample(before, {})
+        self._dotted.take(suffix, member, read)
+
+    def end(self) -> Iterator[Pair | BadRow]:
+        """The pairs that are left, or what is wrong with them."""
+        if not self._number:
+            return
+        yield from self._end_dotted()
+        found = self._plain.pairs(self._tar, self._number)
+        if isinstance(found, list):
+            yield from found
+            if self._plain.problem:
+                yield BadRow(self._tar, self._number, self._plain.problem)
+        elif self._plain.contents or self._plain.problem or not (self._bad or self._paired):
+            yield found
+        else:
+            yield from self._bad
+
+    def _end_dotted(self) -> Iterator[Pair]:
+        if not (self._dotted.contents or self._dotted.problem):
+            return
+        found = self._dotted.pairs(self._tar, self._number)
+        if isinstance(found, list):
+            self._paired = True
+            yield from found
+        else:
+            self._bad.append(BadRow(self._tar, self._number, f"{self._dotted.name[:200]!r} {found.reason}"))
 
 
-def _sample(path: str, number: int, sample: Mapping[str, bytes]) -> Iterator[Pair | BadRow]:
-    if not sample:
-        return
-    image = next((data for suffix, data in sample.items() if f".{suffix}" in IMAGE_SUFFIXES), None)
-    texts: list[str] = []
-    try:
-        texts = [sample[suffix].decode("utf-8").strip() for suffix in ("txt", "caption") if suffix in sample]
-        if not any(texts) and "json" in sample:
-            texts = _captions_of_json(sample["json"])
-    except ValueError:
-        yield BadRow(path, number, "has a text that is not UTF-8 or not JSON")
-        return
-    texts = [text for text in texts if text]
-    if image is None or not texts:
-        yield BadRow(path, number, "has no text" if image is not None else "has no picture")
-        return
-    for text in texts:
-        yield Pair(image, text, f"{os.path.basename(path)}, sample {number}")
+_TEXTS = ("txt", "caption", "json", "cls")
 
 
 def _captions_of_json(data: bytes) -> list[str]:
-    said = json.loads(data)
+    """Raises ValueError for what is no JSON, or nested too deeply to be read."""
+    try:
+        said = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
     if not isinstance(said, dict):
         return []
     value = next((said[name] for name in CAPTIONS_IN_JSON if said.get(name)), None)

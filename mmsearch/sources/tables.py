@@ -6,19 +6,25 @@ A parquet may hold the pictures themselves, as the data sets of Hugging Face do:
 
 import codecs
 import csv
+import io
 import json
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 from typing import IO, Any
 
-from mmsearch.errors import SourceError
+from mmsearch.errors import SourceError, in_a_line
+from mmsearch.facts import IMAGE_SUFFIXES
 from mmsearch.sources.folders import reason, suffix_of
 
 LINE_BYTES_MAX = 16 << 20
+CAPTION_LENGTH_MAX = 131_072  # characters; as `csv` has it for a field
+COLUMNS_MAX = 1000  # different keys of a jsonl that are remembered; of more, those that mean something here
 PICTURE_BYTES_MAX = 250_000_000  # within a table, as of a file that comes on stdin
 
 
@@ -64,6 +70,7 @@ BESIDE = {
     "group": ("group", "group_id", "product_id", "sku"),
     "split": ("split",),
 }
+_USUAL = frozenset(name for names in (_PATH_NAMES, _TEXT_NAMES, *BESIDE.values()) for name in names)
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -108,25 +115,31 @@ def read_rows(
         raise SourceError(f"{path} cannot be read: {reason(error)}.") from error
     if not stat.S_ISREG(found.st_mode):
         raise SourceError(f"{path} is not an ordinary file.")
-    columns = _Columns(path, path_column, text_column, beside, pictures)
+    columns = Columns(path, path_column, text_column, beside, pictures)
     return _checked_rows(path, columns, read(path, columns))
 
 
 @dataclass
-class _Columns:
+class Columns:
+    """The columns that a table is asked for, and those that are chosen of what it has."""
+
     table: str
     path: str | None
     text: str | None
     beside: Mapping[str, str | None]
-    pictures: bool
+    pictures: bool  # whether those that lie in the table are read
+    embedded: tuple[str, ...] = ()  # columns that hold such
     found: tuple[str, ...] = ()  # of those beside, what they are, in the order in which their values come
 
     def choose(self, present: Sequence[str]) -> tuple[str, ...]:
         """The names of the path column, the text column, and those beside them that are there."""
-        path = self._one(present, self.path, _PATH_NAMES, "path", "path_column")
+        usual_image = next((name for name in self.embedded if _plain(name) in _PATH_NAMES), None)
+        path = self._one(present, self.path or usual_image, _PATH_NAMES, "path", "path_column")
         by_plain_name = {_plain(name): name for name in reversed(present)}
         chosen = {}
         for what, asked in self.beside.items():
+            if asked == "":
+                continue  # its usual names mean something else here
             if asked is not None:
                 chosen[what] = self._one(present, asked, (), what, f"{what}_column")
             elif usual := next((by_plain_name[name] for name in BESIDE[what] if name in by_plain_name), None):
@@ -136,6 +149,11 @@ class _Columns:
             texts = (_plain(chosen["label"]),)  # classes are all that is said of these pictures
         self.found = tuple(chosen)
         return (path, self._one(present, self.text, texts, "text", "text_column"), *chosen.values())
+
+    def may_be(self, name: str) -> bool:
+        """Whether a column of this name could be chosen."""
+        asked = (self.path, self.text, *self.beside.values())
+        return name in asked or _plain(name) in _USUAL
 
     def _one(self, present: Sequence[str], asked: str | None, usual: Sequence[str], what: str, how: str) -> str:
         if asked is not None:
@@ -165,7 +183,7 @@ def _listed(names: Sequence[str]) -> str:
 _Row = tuple[int, Sequence[Any]]  # row; path, text or texts, and what is beside them; unchecked
 
 
-def _checked_rows(table: str, columns: _Columns, rows: Iterator[_Row | BadRow]) -> Iterator[Row | BadRow]:
+def _checked_rows(table: str, columns: Columns, rows: Iterator[_Row | BadRow]) -> Iterator[Row | BadRow]:
     folder = os.path.dirname(table)
     for row in _readable(table, rows):
         if isinstance(row, BadRow):
@@ -231,6 +249,8 @@ def _text_problem(texts: Sequence[Any]) -> str | None:
     for text in texts:
         if not isinstance(text, str):
             return "its caption is not a text"
+        if len(text) > CAPTION_LENGTH_MAX:
+            return f"its caption has {len(text):,} characters, a field larger than {CAPTION_LENGTH_MAX:,}"
         if "\0" in text:
             return "its caption holds a NUL byte"
         try:
@@ -242,44 +262,137 @@ def _text_problem(texts: Sequence[Any]) -> str | None:
 
 def _lines(table: str, file: IO[bytes]) -> Iterator[str]:
     """Lines with their ends. Bytes that are not UTF-8 become surrogates: right in a path, a bad row in a caption."""
+    head = file.read(1 << 16)
+    file.seek(0)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head.split(b"\n", 1)[0]:
+        raise SourceError(f"{table}: line 1 is not UTF-8; save the table as UTF-8.")
+    end = "\r" if b"\r" in head and b"\n" not in head else "\n"  # as Macs once wrote them, and Excel there may still
+    lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=end)
     number = 0
-    while line := file.readline(LINE_BYTES_MAX + 1):
+    while line := lines.readline(LINE_BYTES_MAX + 1):
         number += 1
         if len(line) > LINE_BYTES_MAX:
             raise SourceError(f"{table}: line {number} is longer than {LINE_BYTES_MAX >> 20} MB.")
-        if number == 1:
-            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in line:
-                raise SourceError(f"{table}: line 1 is not UTF-8; save the table as UTF-8.")
-            line = line.removeprefix(codecs.BOM_UTF8)
-        yield line.decode("utf-8", "surrogateescape")
+        yield line.removeprefix("\ufeff") if number == 1 else line
 
 
-def _read_csv(table: str, columns: _Columns) -> Iterator[_Row | BadRow]:
+def _read_csv(table: str, columns: Columns) -> Iterator[_Row | BadRow]:
     with open(table, "rb") as file:
         lines = _lines(table, file)
         first = next(lines, "")
         delimiter = max(",;\t", key=first.count)  # spreadsheets write ";" where the comma is for decimals
-        reader = csv.reader(_again(first, lines), delimiter=delimiter)
-        yield from _read_delimited(table, columns, _numbered(table, reader))
+        yield from _read_delimited(table, columns, _CsvRows(table, chain([first], lines), delimiter).rows())
 
 
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+_Fields = tuple[int, list[str]]  # the line on which a row begins, and what is in it
 
 
-def _numbered(table: str, reader: Any) -> Iterator[tuple[int, list[str]] | BadRow]:
-    while True:
-        number = reader.line_num + 1
+class _CsvRows:
+    """The rows of a csv, of which a quote that is not closed costs its own row alone.
+
+    RFC 4180 lets a quoted field go on over lines. A quote that was never meant so would take all up to the next one
+    with it: where what follows shows that, its line is named, and reading goes on with the line after it.
+    """
+
+    def __init__(self, table: str, lines: Iterator[str], delimiter: str) -> None:
+        self._table, self._lines, self._delimiter = table, lines, delimiter
+        mark = re.escape(delimiter)
+        self._field = re.compile(rf'"((?:[^"]|"")*+)"(?={mark}|$)|([^{mark}]*)')
+        self._again: deque[str] = deque()  # lines to be read once more
+        self._alone = 0  # of these, how many no quote goes beyond: they lay within one that was not closed
+        self._taken: list[str] = []  # of the row at hand
+        self._size = 0  # of these, in characters
+        self._number = 1  # of the line on which it begins
+        self._columns = 0
+        self._reader = self._new_reader()
+
+    def _new_reader(self) -> Any:  # one that has seen the end of its lines sees no more of them
+        return csv.reader(iter(self._next_line, None), delimiter=self._delimiter, strict=True)
+
+    def rows(self) -> Iterator[_Fields | BadRow]:
+        """Each row, or why there is none."""
+        while True:
+            self._taken, self._size = [], 0
+            row: list[str] | str | None
+            if self._alone:
+                self._alone -= 1
+                self._next_line()
+                row = self._one_line()
+            else:
+                row = self._fields()
+            if row is None:
+                return
+            if isinstance(row, list):
+                self._columns = self._columns or len(row)
+                yield self._number, row
+            else:
+                yield BadRow(self._table, self._number, row)
+            self._number += len(self._taken)
+
+    def _next_line(self) -> str | None:
+        line = self._again.popleft() if self._again else next(self._lines, None)
+        if line is not None:
+            self._size += len(line)
+            if self._taken and self._size > LINE_BYTES_MAX:  # it is looked at once more, in a row of its own
+                self._again.appendleft(line)
+                return None
+            self._taken.append(line)
+        return line
+
+    def _fields(self) -> list[str] | str | None:
+        """The row that begins at the next line, or why there is none; None at the end."""
         try:
-            yield number, next(reader)
+            fields: list[str] = next(self._reader)
         except StopIteration:
-            return
-        except csv.Error as error:  # also a field above csv.field_size_limit(), 131072 characters: a quote left open
-            yield BadRow(table, number, f"cannot be read: {error}")
+            return None
+        except csv.Error:  # also for a field above csv.field_size_limit(), 131072 characters
+            return self._first_line()
+        if len(self._taken) > 1 and self._columns and self._holds_rows(fields):
+            return self._first_line()
+        return fields
+
+    def _holds_rows(self, fields: Sequence[str]) -> bool:
+        """Whether a row of several lines is one that took others in: by its columns, or by a line that names an image
+        where it does itself."""
+        if len(fields) != self._columns:
+            return True
+        place = next((at for at, field in enumerate(fields) if suffix_of(field) in IMAGE_SUFFIXES), None)
+        if place is None:
+            return False
+        within = (self._split(line)[0] for line in self._taken[1:])
+        return any(len(row) == self._columns and suffix_of(row[place]) in IMAGE_SUFFIXES for row in within)
+
+    def _first_line(self) -> list[str] | str:
+        """Takes the first line for a row of its own, and gives back the others."""
+        self._reader = self._new_reader()
+        others = self._taken[1:]
+        if others:
+            self._again.extendleft(reversed(others))
+            self._alone = len(others) - 1  # not the last, which showed that the quote is none, and may begin another
+            self._taken = self._taken[:1]
+        return self._one_line()
+
+    def _one_line(self) -> list[str] | str:
+        """The fields of one line, or why there are none."""
+        fields, is_open = self._split(self._taken[0])
+        return "begins a quote that is not closed" if is_open else fields
+
+    def _split(self, line: str) -> tuple[list[str], bool]:
+        """The fields of a line by itself, and whether a quote is open at its end.
+
+        A quote that does not go from end to end of a field is a letter, as in a tsv.
+        """
+        line = line.rstrip("\r\n")
+        fields, at = list[str](), 0
+        while at <= len(line) and (match := self._field.match(line, at)) is not None:
+            if match[1] is None and match[2].startswith('"') and '"' not in line[at + 1 :]:
+                return [*fields, line[at:]], True
+            fields.append(match[2] if match[1] is None else match[1].replace('""', '"'))
+            at = match.end() + 1
+        return fields, False
 
 
-def _read_tsv(table: str, columns: _Columns) -> Iterator[_Row | BadRow]:
+def _read_tsv(table: str, columns: Columns) -> Iterator[_Row | BadRow]:
     """One line, one row, as CC3M and most sets on the web have it; a quote within a field is just a quote."""
     with open(table, "rb") as file:
         lines = (line.rstrip("\r\n") for line in _lines(table, file))
@@ -292,12 +405,15 @@ def _unquoted(field: str) -> str:
     return quoted[1].replace('""', '"') if quoted else field
 
 
-def _read_delimited(
-    table: str, columns: _Columns, rows: Iterator[tuple[int, list[str]] | BadRow]
-) -> Iterator[_Row | BadRow]:
+def _read_delimited(table: str, columns: Columns, rows: Iterator[_Fields | BadRow]) -> Iterator[_Row | BadRow]:
     header = next(rows, None)
     names = header[1] if isinstance(header, tuple) else []
-    places = [names.index(name) for name in columns.choose(names)]
+    if isinstance(header, BadRow):
+        raise SourceError(f"{table}: line 1, which names the columns, {header.reason}.")
+    chosen = columns.choose(names)
+    yield from namesakes(table, names, chosen)
+    places = [names.index(name) for name in chosen]
+    least = max(places) + 1
     for row in rows:
         if isinstance(row, BadRow):
             yield row
@@ -305,59 +421,58 @@ def _read_delimited(
         number, fields = row
         if not any(fields):
             continue
-        if len(fields) != len(names):
+        # Spreadsheets leave out empty cells at the end of a row, or put in some
+        if len(fields) < least or any(fields[len(names) :]):
             yield BadRow(table, number, f"has {len(fields)} columns where the header has {len(names)}")
             continue
         yield number, [fields[place] for place in places]
 
 
-def _read_jsonl(table: str, columns: _Columns) -> Iterator[_Row | BadRow]:
-    names: tuple[str, ...] | None = None
+def namesakes(table: str, names: Sequence[str], chosen: Sequence[str]) -> Iterator[BadRow]:
+    """A word on each column that is read and has a namesake, which is not."""
+    for name in dict.fromkeys(chosen):
+        if (count := names.count(name)) > 1:
+            yield BadRow(table, 1, f"names {count} columns {name[:60]!r}; the first is read")
+
+
+def _read_jsonl(table: str, columns: Columns) -> Iterator[_Row | BadRow]:
+    names: tuple[str, ...] = ()
     with open(table, "rb") as file:
-        for number, line in enumerate(_lines(table, file), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield BadRow(table, number, f"is not JSON: {error}")
-                continue
-            if not isinstance(row, dict):
-                yield BadRow(table, number, "is not a JSON object")
-                continue
-            names = names or columns.choose(list(row))
-            yield number, [row.get(name) for name in names]
+        present = dict[str, None]()  # of all rows: any of them may lack what others have
+        for _, row in _json_rows(table, file):
+            if isinstance(row, dict) and not row.keys() <= present.keys():
+                present.update((name, None) for name in row if len(present) < COLUMNS_MAX or columns.may_be(name))
+        if present:
+            names = columns.choose(list(present))
+        del present
+    with open(table, "rb") as file:
+        for number, row in _json_rows(table, file):
+            if isinstance(row, dict):
+                yield number, [row.get(name) for name in names]
+            else:
+                yield BadRow(table, number, row)
 
 
-def _read_parquet(table: str, columns: _Columns) -> Iterator[_Row | BadRow]:
-    try:
-        from pyarrow import ArrowException, parquet, types
-    except ModuleNotFoundError as error:
-        raise SourceError(f"{table}: reading parquet needs pyarrow; install it with: pip install pyarrow") from error
-    try:
-        with parquet.ParquetFile(table) as file:
-            embedded = [
-                field.name
-                for field in file.schema_arrow
-                if types.is_binary(field.type)
-                or types.is_large_binary(field.type)
-                or (types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0)
-            ]
-            plain = [field.name for field in file.schema_arrow if not types.is_struct(field.type)]
-            if columns.pictures and columns.path is None:
-                columns.path = next((name for name in embedded if _plain(name) in _PATH_NAMES), None)
-            names = columns.choose([*plain, *embedded] if columns.pictures else plain)
-            number = 0
-            size = 16 if names[0] in embedded else 1024  # pictures of some MB each
-            for batch in file.iter_batches(batch_size=size, columns=list(dict.fromkeys(names))):
-                for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
-                    number += 1
-                    yield number, values
-    except (ArrowException, UnicodeDecodeError) as error:
-        raise SourceError(f"{table} cannot be read as parquet: {error}") from error
+def _json_rows(table: str, file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Each line that is not blank, by its number: the object in it, or what it is instead."""
+    for number, line in enumerate(_lines(table, file), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"is not JSON: {in_a_line(error)}"
+            continue
+        yield number, row if isinstance(row, dict) else "is not a JSON object"
 
 
-_TABLES: dict[str, Callable[[str, _Columns], Iterator[_Row | BadRow]]] = {
+def _read_parquet(table: str, columns: Columns) -> Iterator[_Row | BadRow]:
+    from mmsearch.sources.parquets import rows_of  # here: it reads the types of this module
+
+    return rows_of(table, columns)
+
+
+_TABLES: dict[str, Callable[[str, Columns], Iterator[_Row | BadRow]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,

@@ -13,6 +13,9 @@ from mmsearch.errors import SourceError
 from mmsearch.sources.folders import reason
 
 TEXT_BYTES_MAX = 64 << 20
+# Characters. No tower reads more, and a tokenizer may take a letter without an end for one token, or take the square
+# of its length for it.
+PASSAGE_LENGTH_MAX = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,14 @@ def read_text(path: str) -> str:
     UTF-8 (with or without a byte order mark), UTF-16 and UTF-32 with one, else Windows-1252. Raises SourceError, whose
     message is the reason alone, if the file is binary, larger than 64 MB, no ordinary file, or cannot be read.
     """
+    text, is_whole = read_beginning(path)
+    if not is_whole:
+        raise SourceError(f"is larger than {TEXT_BYTES_MAX >> 20} MB")
+    return text
+
+
+def read_beginning(path: str) -> tuple[str, bool]:
+    """The text of a file as `read_text` gives it, of its first 64 MB alone; and whether that is all of it."""
     # Without O_NONBLOCK, opening a FIFO would wait for somebody to write into it.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -39,12 +50,11 @@ def read_text(path: str) -> str:
             data = file.read(TEXT_BYTES_MAX + 1)
     except (OSError, ValueError) as error:
         raise SourceError(reason(error)) from error
-    if len(data) > TEXT_BYTES_MAX:
-        raise SourceError(f"is larger than {TEXT_BYTES_MAX >> 20} MB")
-    text = _decode(data)
+    is_whole = len(data) <= TEXT_BYTES_MAX
+    text = _decode(data if is_whole else data[:TEXT_BYTES_MAX], is_whole)
     if "\0" in text or len(_CONTROL.findall(text[:65536])) > 0.02 * min(len(text), 65536):
         raise SourceError("is not text")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n"), is_whole
 
 
 _CONTROL = re.compile(r"[\x01-\x07\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f]")  # not tab, line ends, page breaks, escape
@@ -56,16 +66,17 @@ _MARKS = (  # UTF-32's little-endian mark begins with UTF-16's
 )
 
 
-def _decode(data: bytes) -> str:
+def _decode(data: bytes, is_whole: bool) -> str:
+    """is_whole: whether a character may not be cut off at the end."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             try:
-                return data.decode(encoding)
+                return codecs.getincrementaldecoder(encoding)().decode(data, is_whole)
             except UnicodeDecodeError as error:
                 raise SourceError("is not text") from error
     for encoding in ("utf-8-sig", "cp1252"):
         try:
-            return data.decode(encoding)
+            return codecs.getincrementaldecoder(encoding)().decode(data, is_whole)
         except UnicodeDecodeError:
             continue
     return data.decode("latin-1")  # for the five bytes that Windows-1252 has no letter for
@@ -197,6 +208,8 @@ class _Cutter:
 
     def _fit(self, start: int, end: int) -> bool:
         """Whether a piece fits; if its beginning does not, it is not asked about, however long it is."""
+        if end - start > PASSAGE_LENGTH_MAX:
+            return False
         beginning = 4 * max(self._usual, 64)
         while start + beginning < end:
             if not self._fits(self._text[start : start + beginning]):

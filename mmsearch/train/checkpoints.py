@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mmsearch.errors import TrainingError
+from mmsearch.errors import ModelError, TrainingError, in_a_line
 from mmsearch.train.towers import read_weights
 
 KEPT = 2
@@ -81,16 +81,29 @@ def read(path: Path) -> Checkpoint:
         says = {name: says[name] for name in Checkpoint.__annotations__}
         return Checkpoint(**{**says, "classes": tuple(says["classes"]), "history": tuple(says["history"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(
-            f"The checkpoint {path} is damaged: {error}. Remove it; the one before is used then."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    others = any(other.name < path.name for other in _all(path.parent))
+    mend = (
+        "Remove it; the one before is used then" if others else "There is none before it: start anew in another folder"
+    )
+    return TrainingError(f"The checkpoint {path} is damaged: {in_a_line(error)}. {mend}.")
 
 
 def load(path: Path, model: nn.Module, moved: Any) -> dict[str, Tensor] | None:
     """Put a checkpoint into a model and its optimizer; -> the moving average of the weights, where there is one.
 
-    Raises TrainingError for a checkpoint of another architecture.
+    Raises TrainingError for a checkpoint of another architecture, and for a damaged one.
     """
+    try:
+        return _load(path, model, moved)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ModelError) as error:
+        raise _damaged(path, error) from error
+
+
+def _load(path: Path, model: nn.Module, moved: Any) -> dict[str, Tensor] | None:
     weights = read_weights(path / "model.safetensors")
     own = model.state_dict()
     wrong = next((key for key in own if key not in weights or weights[key].shape != own[key].shape), None)

@@ -7,10 +7,10 @@ number, not on what was drawn before, so that a run that was cut off goes on as 
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import IO, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from mmsearch.encoders.base import PixelArray
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import TrainingError
 from mmsearch.sources.pairs import Pair
+from mmsearch.sources.splits import held_out
 from mmsearch.sources.tables import BadRow
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.model import Shown
@@ -73,25 +74,51 @@ def gather(
     Pairs that are said not to match are left out: every other pair of a batch is a wrong one already. scratch: a folder
     for pixels that memory does not hold.
     """
-    skipped, sound = [], []
-    for pair in pairs:
-        if isinstance(pair, BadRow):
-            skipped.append(pair)
-        elif pair.match and pair.text.strip():
-            sound.append(pair)
-    places: dict[str | bytes, int] = {}
-    for pair in sound:
-        places.setdefault(pair.image, len(places))
-    tell(f"decoding {len(places):,} pictures to {spec.width} x {spec.height}")
-    pixels, reasons = _decoded(list(places), spec, scratch)
-    skipped += [BadRow(_name(image), 0, reasons[place]) for image, place in places.items() if place in reasons]
+    skipped, sound = [], list[tuple[int, Pair]]()
+    places: dict[str | bytes, int] = {}  # by path, or by the hash of what lies in a tar or a table
+    inside: dict[int, str] = {}  # of these, where they are from
+
+    def images_inside() -> Iterator[bytes]:
+        for pair in pairs:
+            if isinstance(pair, BadRow):
+                skipped.append(pair)
+            elif pair.match and pair.text.strip():
+                image = pair.image if isinstance(pair.image, str) else _hash(pair.image)
+                place = places.setdefault(image, len(places))
+                sound.append((place, replace(pair, image=pair.where)))  # its bytes are done with
+                if isinstance(pair.image, bytes) and place not in inside:
+                    inside[place] = pair.where
+                    yield pair.image
+
+    with tempfile.TemporaryFile(dir=scratch, prefix=".pixels-") as spool, DecodePool(spec) as pool:
+        reasons: dict[int, str] = {}
+        kept: list[int] = []
+        for data, decoded in pool.decode(images_inside()):  # as they come: a tar may be larger than the memory
+            place = places[_hash(data)]
+            if isinstance(decoded, Skip):
+                reasons[place] = decoded.reason
+            else:
+                spool.write(decoded.pixels.tobytes())
+                kept.append(place)
+        tell(f"decoding {len(places):,} pictures to {spec.width} x {spec.height}")
+        pixels = _room(len(places), spec, scratch)
+        _unspool(spool, kept, pixels)
+        for path, decoded in pool.decode([image for image in places if isinstance(image, str)]):
+            if isinstance(decoded, Skip):
+                reasons[places[path]] = decoded.reason
+            else:
+                pixels[places[path]] = decoded.pixels
+    names = {place: image for image, place in places.items() if isinstance(image, str)} | inside
+    skipped += [BadRow(names[place], 0, reasons[place]) for place in sorted(reasons)]
     examples = [
-        Example(places[pair.image], pair.text, pair.group or f"picture {places[pair.image]}", pair.label)
-        for pair in sound
-        if places[pair.image] not in reasons
+        Example(place, pair.text, pair.group or f"picture {place}", pair.label)
+        for place, pair in sound
+        if place not in reasons
     ]
-    splits = [pair.split for pair in sound if places[pair.image] not in reasons]
-    learned, held_out = _split(examples, splits, design)
+    splits = [pair.split for place, pair in sound if place not in reasons]
+    outside = held_out(splits, [example.group for example in examples], design.held_out, design.seed)
+    learned = [example for example, out in zip(examples, outside, strict=True) if not out]
+    measured = [example for example, out in zip(examples, outside, strict=True) if out][:HELD_OUT_MOST]
     if len({example.group for example in learned}) < 2:
         raise TrainingError(
             f"There {'is' if len(examples) == 1 else 'are'} {len(examples)} usable pair{'s' * (len(examples) != 1)}, "
@@ -106,48 +133,26 @@ def gather(
             f"The objective 'classification' needs pairs with two classes or more; these have {len(classes)}. "
             "Name the column that has them: --label-column."
         )
-    return Examples(pixels, tuple(learned), tuple(held_out), tuple(classes), tuple(skipped))
+    return Examples(pixels, tuple(learned), tuple(measured), tuple(classes), tuple(skipped))
 
 
-def _name(image: str | bytes) -> str:
-    return image if isinstance(image, str) else "a picture in a tar"
+def _hash(image: bytes) -> bytes:
+    return hashlib.blake2b(image).digest()
 
 
-def _decoded(images: Sequence[str | bytes], spec: PixelSpec, scratch: Path) -> tuple[PixelArray, dict[int, str]]:
-    """(n, h, w, 3) uint8, and why a picture could not be read."""
-    shape = (len(images), spec.height, spec.width, 3)
+def _unspool(spool: IO[bytes], places: Sequence[int], pixels: PixelArray) -> None:
+    spool.seek(0)
+    for place in places:
+        spool.readinto(pixels[place].data)  # type: ignore[attr-defined]
+
+
+def _room(count: int, spec: PixelSpec, scratch: Path) -> PixelArray:
+    """(count, h, w, 3) uint8, of zeros."""
+    shape = (count, spec.height, spec.width, 3)
     if np.prod(shape, dtype=np.int64) <= IN_MEMORY_BYTES:
-        pixels: PixelArray = np.zeros(shape, np.uint8)
-    else:
-        file = tempfile.NamedTemporaryFile(dir=scratch, prefix=".pixels-")  # noqa: SIM115  # gone when it is closed
-        pixels = np.memmap(file, np.uint8, "w+", shape=shape)
-    broken: dict[int, str] = {}
-    places = {image: place for place, image in enumerate(images)}
-    with DecodePool(spec) as pool:
-        for image, decoded in pool.decode(places):
-            if isinstance(decoded, Skip):
-                broken[places[image]] = decoded.reason
-            else:
-                pixels[places[image]] = decoded.pixels
-    return pixels, broken
-
-
-def _split(
-    examples: Sequence[Example], splits: Sequence[str | None], design: EncoderDesign
-) -> tuple[list[Example], list[Example]]:
-    """As the source says, else by a share of the groups, chosen by their hash: the same whatever else is there."""
-    if any(split == "test" for split in splits):
-        sides = [split == "test" for split in splits]
-    else:
-        sides = [_fraction(example.group, design.seed) < design.held_out for example in examples]
-    learned = [example for example, is_test in zip(examples, sides, strict=True) if not is_test]
-    held_out = [example for example, is_test in zip(examples, sides, strict=True) if is_test]
-    return learned, held_out[:HELD_OUT_MOST]
-
-
-def _fraction(group: str, seed: int) -> float:
-    digest = hashlib.blake2b(f"{seed} {group}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+        return np.zeros(shape, np.uint8)
+    file = tempfile.NamedTemporaryFile(dir=scratch, prefix=".pixels-")  # noqa: SIM115  # gone when it is closed
+    return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
 class Batches:
