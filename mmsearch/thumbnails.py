@@ -65,7 +65,7 @@ class Thumbnails:
         """From the store, or made now; or why there is none."""
         tag = self.tag(path, size_px)
         if tag is None:
-            return Skip(path, "is not there any more", transient=True)
+            return Skip(path, "is not there any more", "machine")
         kept = self._kept(tag)
         if kept is not None:
             return Thumbnail(kept, tag)

@@ -20,6 +20,7 @@ from mmsearch.items import Item
 from mmsearch.media import sniff
 from mmsearch.present import printable
 from mmsearch.serve.problems import ProblemError
+from mmsearch.sources.folders import time_of_change
 from mmsearch.store.paths import readable
 
 CHUNK_BYTES = 2**18
@@ -59,7 +60,7 @@ def open_item(item: Item) -> OpenFile:
     stream, facts = _open(item.path)
     try:
         if item.kind == "text":
-            if (facts.st_size, facts.st_mtime_ns) != (item.size_bytes, item.modified_ns):
+            if (facts.st_size, time_of_change(facts)) != (item.size_bytes, item.modified_ns):
                 raise ProblemError("gone", f"{item.path} has changed since it was indexed. Index it again.")
             return OpenFile(stream, facts.st_size, "text/plain; charset=utf-8", _disposition("attachment", item.path))
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-VERSION = 3
+VERSION = 4
 
 
 def migrate(connection: sqlite3.Connection) -> None:
@@ -43,7 +43,18 @@ def make_room_for_training(db: "Database") -> None:
         db.execute(statement)
 
 
-STEPS: tuple[Callable[..., None], ...] = (create_tables, speed_up_large_indexes, make_room_for_training)
+def know_folders_and_reasons(db: "Database") -> None:
+    """Version 4."""
+    for statement in FOLDERS:
+        db.execute(statement)
+
+
+STEPS: tuple[Callable[..., None], ...] = (
+    create_tables,
+    speed_up_large_indexes,
+    make_room_for_training,
+    know_folders_and_reasons,
+)
 
 TABLES = (
     """CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID""",
@@ -179,4 +190,16 @@ TRAINED = (
         vector BLOB NOT NULL,
         feature BLOB,
         PRIMARY KEY (kind, content_hash)) WITHOUT ROWID""",
+)
+
+FOLDERS = (
+    # Of a file that was left out: which version of the readers gave the reason, and how often it broke its decoder.
+    """ALTER TABLE files ADD COLUMN reader TEXT""",
+    """ALTER TABLE files ADD COLUMN tries INTEGER NOT NULL DEFAULT 0""",
+    # 1: kept, although it was not found, since its folder was away
+    """ALTER TABLE files ADD COLUMN away INTEGER NOT NULL DEFAULT 0""",
+    """CREATE INDEX files_away ON files (path) WHERE away""",
+    # Folders from which there are files. identity: its file system and its number in that, when it was last read.
+    """CREATE TABLE folders (path TEXT NOT NULL, path_bytes BLOB, identity TEXT, away INTEGER NOT NULL DEFAULT 0)""",
+    """CREATE UNIQUE INDEX folders_path ON folders (path, ifnull(path_bytes, x''))""",
 )
