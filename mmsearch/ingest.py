@@ -166,7 +166,7 @@ class _Run:
             with self._writer.transaction():
                 self._writer.remove_files(gone)
         with self._writer.transaction():
-            for table in plan.tables:  # a run that is cut off before their captions are written leaves them to the next
+            for table in plan.tables:  # a run that is cut off before its captions are written leaves it to the next
                 self._writer.put_file(replace(self._table_file(table), modified_ns=None))
         pictures = [file for file in plan.fresh if file.kind == "image"]
         texts = [file for file in plan.fresh if file.kind == "text"]
@@ -310,7 +310,10 @@ class _Run:
             self._tell()
 
     def _table_file(self, table: str) -> NewFile:
-        facts = os.stat(table)
+        try:
+            facts = os.stat(table)
+        except OSError:  # gone since it was read
+            return NewFile(table, "captions", 0, None)
         return NewFile(table, "captions", facts.st_size, time_of_change(facts))
 
     def _list_left_out(self, left_out: Mapping[str, str]) -> None:

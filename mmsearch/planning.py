@@ -185,7 +185,6 @@ class _Planner:
         report = self._report
         plan.gone = {number: row for number, row in plan.gone.items() if row.path not in found}
         self._lost = {number: row for number, row in self._lost.items() if row.path not in found}
-        version = readers_version() if any(row.skipped is not None for row in plan.known.values()) else ""
         fresh = []
         for file in found.values():
             row = plan.known.get(file.path)
@@ -201,7 +200,7 @@ class _Planner:
             self._unchanged.append(row)
             if row.skipped is None:
                 report.unchanged += file.kind != "caption"
-            elif self._options.retry or row.reader != version:
+            elif self._options.retry or row.reader != readers_version():
                 fresh.append(file)
             else:
                 report.skipped.append(Skip(row.path, row.skipped))

@@ -110,11 +110,12 @@ class Reader:
 
     def _files(self, where: str, values: Sequence[object]) -> Iterator[FileRow]:
         if self._file_columns is None:
-            newest = ", reader, tries, away" if self.version >= 4 else ""  # an older index does not have them yet
-            self._file_columns = f"id, path, path_bytes, kind, size_bytes, modified_ns, content_hash, skipped{newest}"
+            # What an older index does not have yet
+            newest = "reader, tries, away" if self.version >= 4 else "NULL, 0, 0"
+            self._file_columns = f"id, path, path_bytes, kind, size_bytes, modified_ns, content_hash, skipped, {newest}"
         rows = self.connection.execute(f"SELECT {self._file_columns} FROM files WHERE {where}", values)
         for number, text, raw, *others in rows:
-            yield FileRow(number, text if raw is None else from_columns(text, raw), *others)
+            yield FileRow._make((number, text if raw is None else from_columns(text, raw), *others))
 
     def folders_below(self, folder: str) -> dict[str, FolderRow]:
         """What is known of the folders at and below a path."""
