@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Generic, Literal, Self, TypeVar
+from typing import IO, Any, Generic, Literal, Self, TypeAlias, TypeVar, get_args
 
 import numpy as np
 from PIL import Image
@@ -54,6 +54,7 @@ MAX_CONTENT_BYTES = 100_000_000  # that are sent to a worker; what is larger goe
 _WORKER_DATA_BYTES = 950_000_000
 _START_S = 60.0
 _WATCH_S = 0.2  # between two looks for workers that take too long
+_STOOD_STILL_S = 1.0  # between two such looks: no load of a machine makes them so rare for long
 _HEADER = struct.Struct(">II")  # length of the JSON, length of the bytes after it
 _MAX_JSON_BYTES = 2**16
 
@@ -63,13 +64,21 @@ Result = TypeVar("Result")
 File = TypeVar("File", bound="str | bytes")  # by its path, or what is in it
 
 
+Cause: TypeAlias = Literal["file", "decoder", "machine"]
+
+
 @dataclass(frozen=True)
 class Skip:
-    """A file that was left out, and why; transient if the reason is not in the file's content and may go away."""
+    """A file that was left out, and why.
+
+    cause: where the reason lies. In the file: it stays until the file changes, or another version reads it. In the
+    decoder, which broke or took too long: it may have been the file. In the machine (memory, a package, permission, a
+    disk): it may be gone at any time.
+    """
 
     path: str
     reason: str
-    transient: bool = False
+    cause: Cause = "file"
 
 
 class DecodePool:
@@ -219,7 +228,7 @@ class DecodePool:
                 with contextlib.suppress(_WorkerGoneError):  # the first picture will say it
                     worker = worker or self._start_worker()
             elif self._closed.is_set() or request.abandoned.is_set():
-                request.done.put((request.file, Skip(_name(request.file), "was not read", transient=True)))
+                request.done.put((request.file, Skip(_name(request.file), "was not read", "machine")))
             else:
                 worker = self._answer_by(worker, request)
             if request != "get ready":
@@ -242,8 +251,10 @@ class DecodePool:
             worker = worker or self._start_worker()
             result = self._ask(worker, request)
         except _WorkerGoneError as gone:
-            reason = "was not read" if self._closed.is_set() else str(gone)
-            result = Skip(_name(request.file), reason, transient=gone.transient or self._closed.is_set())
+            if self._closed.is_set():
+                result = Skip(_name(request.file), "was not read", "machine")
+            else:
+                result = Skip(_name(request.file), str(gone), gone.cause)
             if worker is not None:
                 self._bury(worker)
                 worker = None
@@ -283,17 +294,25 @@ class DecodePool:
                 self._is_watched = True
 
     def _watch(self) -> None:
-        """Ends workers that take too long, in a thread of its own; one that waits for each picture costs more."""
+        """Ends workers that take too long, in a thread of its own; one that waits for each picture costs more.
+
+        Where this thread slept for much longer than it asked to, the whole process stood still (Ctrl-Z, a machine that
+        was suspended), and nobody could take an answer: that time does not count.
+        """
+        looked_at = time.monotonic()
         while not self._closed.wait(_WATCH_S):
+            slept_s, looked_at = time.monotonic() - looked_at, time.monotonic()
             with self._lock:
                 workers = list(self._workers)
             for worker in workers:
+                if slept_s > _STOOD_STILL_S:
+                    worker.give_time(slept_s)
                 worker.end_if_late()
 
     def _do_without(self, error: Exception) -> None:
         # Where one ran it works in principle, and what has crashed one stays out of here
         if self._a_worker_ran or self._closed.is_set():
-            raise _WorkerGoneError("no decoder can be started", transient=True) from error
+            raise _WorkerGoneError("no decoder can be started", "machine") from error
         self._in_process = True
         _log.warning("Pictures are decoded in this process, since no worker process could be started: %s.", error)
 
@@ -312,9 +331,9 @@ class DecodePool:
                 header, body = self._exchange(worker, request, self._decode_limit_bytes or decode_limit_bytes())
         try:
             if "too_large" in header:
-                return Skip(_name(request.file), _text(header["too_large"]))
+                return Skip(_name(request.file), _text(header["too_large"]), "machine")
             if "skip" in header:
-                return Skip(_name(request.file), _text(header["skip"]), transient=header.get("transient") is True)
+                return Skip(_name(request.file), _text(header["skip"]), _cause(header["cause"]))
             return request.understand(header, body)
         except (KeyError, TypeError, ValueError) as error:
             raise _WorkerGoneError("makes the decoder give a broken answer") from error
@@ -371,13 +390,13 @@ def _sendable(file: str | bytes) -> Iterator[str | bytes]:
     try:
         descriptor, path = tempfile.mkstemp(prefix="mmsearch-")  # that only this user can read
     except OSError as error:
-        raise _WorkerGoneError(_no_room(error), transient=True) from error
+        raise _WorkerGoneError(_no_room(error), "machine") from error
     try:
         try:
             with os.fdopen(descriptor, "wb") as copy:
                 copy.write(file)
         except OSError as error:
-            raise _WorkerGoneError(_no_room(error), transient=True) from error
+            raise _WorkerGoneError(_no_room(error), "machine") from error
         yield path
     finally:
         os.unlink(path)
@@ -426,6 +445,12 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or len(value) > 500:
         raise TypeError("not a short text")
     return value
+
+
+def _cause(value: object) -> Cause:
+    if value not in get_args(Cause):
+        raise ValueError("not a cause")
+    return value  # type: ignore[return-value]  # one of them
 
 
 def _count(value: object) -> int:
@@ -480,9 +505,9 @@ def _read(stream: IO[bytes], n_bytes: int) -> PixelArray:
 class _WorkerGoneError(Exception):
     """The worker is of no more use; its text is what that says about the picture."""
 
-    def __init__(self, reason: str, *, transient: bool = False) -> None:
+    def __init__(self, reason: str, cause: Cause = "decoder") -> None:
         super().__init__(reason)
-        self.transient = transient
+        self.cause = cause
 
 
 class _Worker:
@@ -562,6 +587,11 @@ class _Worker:
                 with contextlib.suppress(OSError):  # on Windows, for one that is just ending
                     self._process.kill()
 
+    def give_time(self, seconds: float) -> None:
+        """Have it answer so much later; called by the pool's watch."""
+        with self._lock:
+            self._due += seconds
+
     @contextlib.contextmanager
     def _time_limit(self, seconds: float) -> Iterator[None]:
         """The process is killed if the block takes longer; a pipe has no timeout that works on every system."""
@@ -585,9 +615,16 @@ class _Worker:
         if code >= 0:
             return _WorkerGoneError(f"crashes the decoder (exit code {code})")
         try:
-            return _WorkerGoneError(f"crashes the decoder (signal {signal.Signals(-code).name})")
+            name = signal.Signals(-code).name
         except ValueError:
-            return _WorkerGoneError(f"crashes the decoder (signal {-code})")
+            name = str(-code)
+        if name in _OWN_SIGNALS:
+            return _WorkerGoneError(f"crashes the decoder (signal {name})")
+        return _WorkerGoneError(f"was not read: its decoder was ended from outside (signal {name})", "machine")
+
+
+# What a process brings upon itself. All others come from outside: from the kernel where memory ends, or from a person.
+_OWN_SIGNALS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP", "SIGALRM"})
 
 
 def _is_python(executable: str | None) -> bool:
@@ -610,14 +647,16 @@ def _answer(message: dict[str, Any]) -> tuple[dict[str, Any], PixelArray]:
         return {"shape": decoded.pixels.shape[:2], "facts": asdict(decoded.facts)}, decoded.pixels.reshape(-1)
     except media.TooLargeError as error:
         return {"too_large": str(error)}, nothing
+    except media.MachineError as error:
+        return {"skip": str(error), "cause": "machine"}, nothing
     except MediaError as error:
-        return {"skip": str(error)}, nothing
+        return {"skip": str(error), "cause": "file"}, nothing
     except FileNotFoundError:
-        return {"skip": "vanished before it was read", "transient": True}, nothing
+        return {"skip": "vanished before it was read", "cause": "machine"}, nothing
     except PermissionError:
-        return {"skip": "permission denied", "transient": True}, nothing
+        return {"skip": "permission denied", "cause": "machine"}, nothing
     except OSError as error:
-        return {"skip": f"cannot be read ({error.strerror or error})"[:200], "transient": True}, nothing
+        return {"skip": f"cannot be read ({error.strerror or error})"[:200], "cause": "machine"}, nothing
 
 
 def _work() -> None:

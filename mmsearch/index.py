@@ -262,7 +262,8 @@ class Index:
     def remove(self, *paths: str | os.PathLike[str], ids: Sequence[str] = (), wait_s: float | None = 0.0) -> int:
         """Take items out of the index, by path (a folder means all below it) or by id; no file on disk is touched.
 
-        Returns how many pictures and passages went. Raises SourceError for a path or id that the index does not hold.
+        Returns how many pictures and passages went. Pictures of a folder that is put in again come back; exclude them
+        there. Raises SourceError for a path or id that the index does not hold.
         """
         if isinstance(ids, str):
             raise UsageError("ids is a list of strings.")
@@ -277,6 +278,7 @@ class Index:
                 gone += writer.remove_files([row.id for row in rows])
                 writer.forget_roots_below(absolute)
             numbers = [existing(writer, name) for name in dict.fromkeys(ids)]
+            writer.remove_files(writer.picture_files(numbers))  # else the next run would take them for read
             writer.remove_items(numbers)
         return gone + len(numbers)
 

@@ -9,7 +9,7 @@ content of a known one takes over its vector.
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -26,15 +26,18 @@ from mmsearch.errors import MediaError, SourceError
 from mmsearch.everyday import everyday_queries
 from mmsearch.facts import Decoded, ImageFacts
 from mmsearch.media import content_hash
-from mmsearch.planning import Captions, IngestOptions, Plan, Report, asked_sources, make_plan
+from mmsearch.planning import Captions, IngestOptions, Plan, Report, asked_sources, make_plan, still_beside
+from mmsearch.readers import readers_version
 from mmsearch.sources import SourceFile, passages
+from mmsearch.sources.folders import is_there, lies_beside, side_car_after, time_of_change
 from mmsearch.sources.texts import TEXT_BYTES_MAX, read_beginning
-from mmsearch.store.records import KINDS, FileKind, FileRow, Kind, NewFile, NewItem, Root
+from mmsearch.store.records import KINDS, FileKind, FileRow, FolderRow, Kind, NewFile, NewItem, Root
 from mmsearch.store.vectors import VectorIndex
 from mmsearch.store.writer import Writer
 
 T = TypeVar("T")
 
+TRIES = 3  # runs; a decoder that breaks costs 0.3 s, one that takes too long a minute
 FILES_AT_ONCE = 256  # moved, copied or removed in one transaction
 REPORT_EVERY_S = 0.1
 PASSAGES_MAX = 10_000  # of a text file: some 12 MB of English, and minutes of a core
@@ -94,19 +97,24 @@ class _Run:
         plan = make_plan(self._writer, sources, self._options, self._report, asked=bool(asked))
         self._known = plan.known
         if not self._options.dry_run:
+            with self._writer.transaction():  # before anything is read: a run without a path goes on with it
+                for source in plan.there:
+                    self._writer.put_root(source.path, source.options, updated=False)
             self._carry_out(plan)
             with self._writer.transaction():
                 for source in plan.there:
-                    if os.path.lexists(source.path):
+                    if is_there(source.path):
                         self._writer.put_root(source.path, source.options)
                     else:
                         self._writer.forget_roots_below(source.path)
+                self._forget_moved_roots(plan)
+                self._remember_folders(plan)
         self._report.seconds = time.monotonic() - started
         return self._report
 
     def _forgets(self, source: Root, asked: bool) -> bool:
         """Take a source that is gone out for good, with all that came from it, where that was insisted on."""
-        if asked or not self._options.accept_missing or os.path.lexists(source.path):
+        if asked or not self._options.accept_missing or is_there(source.path):
             return False
         rows = list(self._writer.files_below(source.path))
         self._report.removed += sum(row.kind in ("image", "text") and row.skipped is None for row in rows)
@@ -116,13 +124,43 @@ class _Run:
                 self._writer.forget_roots_below(source.path)
         return True
 
+    def _forget_moved_roots(self, plan: Plan) -> None:
+        """Forget sources that are not there any more and whose last files were found elsewhere."""
+        for source in self._writer.roots():
+            below = source.path.rstrip(os.sep) + os.sep
+            moved = any(row.path == source.path or row.path.startswith(below) for row, _ in plan.moves)
+            if moved and not is_there(source.path) and next(self._writer.files_below(source.path), None) is None:
+                self._writer.forget_roots_below(source.path)
+
+    def _remember_folders(self, plan: Plan) -> None:
+        """Keep what the folders are known by from which there are files, and which of them are away."""
+        self._writer.set_away([row.id for away in plan.away for row in away.files if not row.away], True)
+        self._writer.set_away(plan.found_again, False)
+        kept = tuple(away.folder for away in plan.away)
+        below = tuple(folder.rstrip(os.sep) + os.sep for folder in kept)
+        for folder in plan.recorded.keys() | plan.folders.keys():
+            if folder in kept or folder.startswith(below):
+                continue
+            before, identity = plan.recorded.get(folder), plan.folders.get(folder)
+            if folder in plan.holding and identity is not None:
+                if before != (now := FolderRow(identity, away=False)):
+                    self._writer.put_folder(folder, now)
+            elif before is not None and (identity is not None or not is_there(folder)):
+                self._writer.forget_folder(folder)
+        for folder in kept:
+            before = plan.recorded.get(folder, FolderRow(None, away=False))
+            if not before.away:
+                self._writer.put_folder(folder, before._replace(away=True))
+
     # Carrying out: each transaction leaves the index whole
 
     def _carry_out(self, plan: Plan) -> None:
+        cars = {caption.path: caption for caption in plan.captions}
         for moves in _chunks(plan.moves, FILES_AT_ONCE):
             with self._writer.transaction():
                 for row, file in moves:
                     self._writer.move_file(row, _new_file(file, row.content_hash))
+                    self._move_side_cars(row.path, file.path, cars, plan)
         for copies in _chunks(plan.copies, FILES_AT_ONCE):  # before their originals go: those may be excluded now
             with self._writer.transaction():
                 for row, file in copies:
@@ -130,6 +168,9 @@ class _Run:
         for gone in _chunks(list(plan.gone), FILES_AT_ONCE):
             with self._writer.transaction():
                 self._writer.remove_files(gone)
+        with self._writer.transaction():
+            for table in plan.tables:  # a run that is cut off before its captions are written leaves it to the next
+                self._writer.put_file(replace(self._table_file(table), modified_ns=None))
         pictures = [file for file in plan.fresh if file.kind == "image"]
         texts = [file for file in plan.fresh if file.kind == "text"]
         self._total = len(pictures) + len(texts)
@@ -143,6 +184,20 @@ class _Run:
             self._build(kind)
         self._list_left_out(plan.left_out)
         self._tell(at_once=True)
+
+    def _move_side_cars(self, before: str, now: str, cars: Mapping[str, SourceFile], plan: Plan) -> None:
+        """The captions beside a picture that moved: they come along with their file, or stay behind with it."""
+        picture = self._writer.item_of_file(now)
+        for row in self._writer.side_cars_of(picture) if picture is not None else ():
+            moved = cars.get(side_car_after(row.path, before, now))
+            if lies_beside(row.path, now):
+                continue
+            if moved is not None and not os.path.lexists(row.path):
+                self._writer.move_file(row, _new_file(moved, row.content_hash))
+                plan.gone.pop(row.id, None)
+            else:
+                captions = self._writer.captions_from(row.id)
+                self._writer.remove_items([caption for (owner, _), caption in captions.items() if owner == picture])
 
     def _read_pictures(self, files: Sequence[SourceFile]) -> None:
         if not files:
@@ -221,7 +276,7 @@ class _Run:
         for caption in plan.captions:
             owners.setdefault(caption.path, []).append(caption)
         for path, cars in owners.items():
-            if path not in new and not any(car.caption_of in new for car in cars):
+            if path not in new and path not in plan.stale and not any(car.caption_of in new for car in cars):
                 continue
             read = _text_of(path)
             if isinstance(read, Skip):
@@ -231,42 +286,48 @@ class _Run:
             if not is_whole:
                 self._skip(cars[0], Skip(path, f"is larger than {TEXT_BYTES_MAX >> 20} MB"), counted=False)
                 continue
-            captions = {car.caption_of: [text] for car in cars if text and car.caption_of is not None}
+            known = self._writer.file(path)
+            pictures = dict.fromkeys(car.caption_of for car in cars if car.caption_of is not None)
+            pictures |= dict.fromkeys(still_beside(self._writer, known).values() if known is not None else ())
+            captions = {picture: [text] for picture in pictures if text}
             self._write_captions(_new_file(cars[0], content), captions)
 
     def _write_captions(self, file: NewFile, captions: Captions) -> None:
         """Make a file's captions these: new ones are encoded, those that went taken out, the rest is not touched."""
         before = self._writer.file(file.path)
-        with self._writer.transaction():
-            file_id = self._writer.put_file(file)
-            if before is not None and before.kind != file.kind:  # a text until the picture came to lie beside it
-                self._writer.remove_items_of(file_id)
-        left = self._writer.captions_from(file_id)
+        left = self._writer.captions_from(before.id) if before is not None and before.kind == file.kind else {}
         wanted: list[tuple[int, str]] = []
         for path, texts in captions.items():
             picture = self._writer.item_of_file(path)
             if picture is not None:
                 wanted += [(picture, text) for text in dict.fromkeys(texts) if left.pop((picture, text), None) is None]
-        for part in _chunks(wanted, TEXTS_AT_ONCE * 4):
-            embedded = embed_texts(self._load_encoder(), [text for _, text in part])
+        parts = list(_chunks(wanted, TEXTS_AT_ONCE * 4)) or [[]]
+        for number, part in enumerate(parts, 1):
+            embedded = embed_texts(self._load_encoder(), [text for _, text in part]) if part else []
             items = [
                 NewItem("text", *row, caption_of=picture, text=text)
                 for (picture, text), row in zip(part, embedded, strict=True)
                 if row.usable
             ]
             with self._writer.transaction():
+                # Without its time until all is written: a run that is cut off leaves a file that is read again
+                file_id = self._writer.put_file(file if number == len(parts) else replace(file, modified_ns=None))
+                if number == 1 and before is not None and before.kind != file.kind:
+                    self._writer.remove_items_of(file_id)  # a text until the picture came to lie beside it
                 self._writer.put_items(items, file_id)
+                if number == len(parts):
+                    self._writer.remove_items(list(left.values()))
             if lost := len(part) - len(items):
                 self._report.skipped.append(Skip(file.path, f"{NO_VECTOR} {lost} of its captions"))
             self._report.captions += len(items)
             self._tell()
-        if left:
-            with self._writer.transaction():
-                self._writer.remove_items(list(left.values()))
 
     def _table_file(self, table: str) -> NewFile:
-        facts = os.stat(table)
-        return NewFile(table, "captions", facts.st_size, facts.st_mtime_ns)
+        try:
+            facts = os.stat(table)
+        except OSError:  # gone since it was read
+            return NewFile(table, "captions", 0, None)
+        return NewFile(table, "captions", facts.st_size, time_of_change(facts))
 
     def _list_left_out(self, left_out: Mapping[str, str]) -> None:
         """Keep these reasons too, for `status`; where items came from the path before, they and their file stay."""
@@ -281,18 +342,28 @@ class _Run:
                     self._writer.put_file(NewFile(path, kind, size_bytes, modified_ns, skipped=reason))
 
     def _skip(self, file: SourceFile, skip: Skip, *, counted: bool = True) -> None:
-        """Keep the reason with the file, so that it is shown later and the file is not tried again until it changes."""
+        """Keep the reason with the file, so that it is shown later.
+
+        Where it lies in the file, that is not tried again until it changes or another version may read it. A reason of
+        the machine's may be gone in the next run. What breaks its decoder is tried in TRIES runs.
+        """
         self._report.skipped.append(skip)
         if counted and file.path in self._known:
             self._report.changed -= 1
         elif counted:
             self._report.added -= 1
         row = self._writer.file(file.path)
+        tries = (0 if row is None else row.tries) + (skip.cause == "decoder")
         with self._writer.transaction():
-            if not skip.transient:
-                self._writer.remove_items_of(self._writer.put_file(_new_file(file, None, skip.reason)))
+            if skip.cause == "file" or tries >= TRIES:
+                reader = readers_version()
+                new = replace(_new_file(file, None, skip.reason), reader=reader, tries=tries)
+                self._writer.remove_items_of(self._writer.put_file(new))
             elif row is None or row.skipped is not None:
-                self._writer.put_file(NewFile(file.path, file.kind, file.size_bytes, None, skipped=skip.reason))
+                new = NewFile(file.path, file.kind, file.size_bytes, None, skipped=skip.reason, tries=tries)
+                self._writer.put_file(new)
+            else:
+                self._writer.count_try(row.id, tries)
         if counted:
             self._advance(1)
 
@@ -332,9 +403,9 @@ def _text_of(path: str) -> tuple[str, str, bool] | Skip:
         text, is_whole = read_beginning(path)
         return text, content, is_whole
     except (MediaError, SourceError) as error:
-        return Skip(path, str(error))
+        return Skip(path, str(error), "machine" if isinstance(error.__cause__, OSError) else "file")
     except OSError as error:
-        return Skip(path, (error.strerror or str(error)).lower(), transient=True)
+        return Skip(path, (error.strerror or str(error)).lower(), "machine")
 
 
 def _new_file(file: SourceFile, content: str | None, skipped: str | None = None) -> NewFile:

@@ -30,7 +30,7 @@ class Item:
     facts: Mapping[str, Any] = field(default_factory=dict)
     captions: tuple[str, ...] = ()  # of a picture, in the order in which they were put in
     size_bytes: int | None = None  # of the file, when it was read
-    modified_ns: int | None = None  # its time of change then, since 1970
+    modified_ns: float | None = None  # its time of change then, since 1970
     content_hash: str | None = None  # of all that it held then (mmsearch.hashing)
 
 

@@ -83,6 +83,9 @@ _DECODER_ERRORS = (
 # The entry of an EXIF item in an ISO media file: ISO 14496-12, 8.11.6, versions 2 and 3
 _EXIF_ITEM = re.compile(rb"(infe[\x02\x03]...(?:..|....)..)Exif", re.DOTALL)
 
+# Of an OSError that a decoder raises for the picture: most have none, the others come of a place that no file has.
+_PICTURES_ERRORS = (None, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)
+
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -134,7 +137,11 @@ def thumbnail(source: Source, size_px: int, *, max_bytes: int | None = None) -> 
         return out.getvalue()
 
 
-class TooLargeError(MediaError):
+class MachineError(MediaError):
+    """The reason lies in this machine, in its memory or its packages: another time the file may be read."""
+
+
+class TooLargeError(MachineError):
     """Decoding the picture would take more memory than was allowed; it may be tried again with more."""
 
 
@@ -161,6 +168,8 @@ def _picture(source: Source, spec: PixelSpec | None, max_bytes: int | None) -> t
                 else:
                     exif = read_exif(_exif_block(image))
                 rgb = _upright_rgb(loaded, spec, exif.orientation)
+        except MachineError:
+            raise
         except MediaError as error:
             if isinstance(error.__cause__, Exception) and _is_cut_short(stream, format_, error.__cause__):
                 raise MediaError("is cut short") from error.__cause__
@@ -372,7 +381,7 @@ def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
     try:
         from pi_heif import HeifImageFile  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
-        raise MediaError("is HEIC, and the package pi-heif that reads it does not work here") from error
+        raise MachineError("is HEIC, and the package pi-heif that reads it does not work here") from error
     image: ImageFile.ImageFile = HeifImageFile(stream)
     return image
 
@@ -768,10 +777,10 @@ def _decoder_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MediaError("needs more memory to be decoded than there is") from error
+        raise MachineError("needs more memory to be decoded than there is") from error
     except _DECODER_ERRORS as error:
-        if isinstance(error, OSError) and error.errno in (errno.EIO, getattr(errno, "ESTALE", errno.EIO)):
-            raise  # the disk, not the picture
+        if isinstance(error, OSError) and error.errno not in _PICTURES_ERRORS:
+            raise  # the disk, the network or the machine, not the picture
         raise MediaError(f"cannot be decoded ({_one_line(error)})") from error
 
 

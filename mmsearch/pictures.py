@@ -61,7 +61,7 @@ class PictureReader:
             one = found[file]
             if not isinstance(one, Decoded):
                 name = file if isinstance(file, str) else "The picture"
-                raise MediaError(f"{name} cannot be read: {'' if one.transient else 'it '}{one.reason}.")
+                raise MediaError(f"{name} cannot be read: {'' if one.cause == 'machine' else 'it '}{one.reason}.")
             decoded[file] = one
         return decoded
 

@@ -13,9 +13,12 @@ from mmsearch import garbage
 from mmsearch.decoding import Skip
 from mmsearch.errors import MediaError, MissingRootError, SourceError
 from mmsearch.media import content_hash
-from mmsearch.sources import BadRow, ScanOptions, SourceFile, Unread, read_captions, scan
+from mmsearch.missing import Away, folders_above, renamed_folders, told_apart
+from mmsearch.readers import readers_version
+from mmsearch.sources import BadRow, ScanOptions, SourceFile, Unread, read_captions
+from mmsearch.sources.folders import Folder, Identities, LeftOut, left_out, lies_beside, survey, time_of_change
 from mmsearch.store.reader import Reader
-from mmsearch.store.records import FileRow, Root
+from mmsearch.store.records import FileRow, FolderRow, Root
 
 Captions = dict[str, list[str]]  # picture -> what is said of it
 
@@ -25,8 +28,9 @@ class IngestOptions:
     """How sources are read.
 
     exclude: patterns as in a .gitignore. captions: tables of pictures and texts, with the columns' names where they
-    are not guessed right. accept_missing: believe that a root is gone and take its items out. wait_s: how long to
-    wait for another writer, None for ever. decode_timeout_s: the longest that one picture may take.
+    are not guessed right. accept_missing: believe that a folder is gone and take its items out. wait_s: how long to
+    wait for another writer, None for ever. decode_timeout_s: the longest that one picture may take. retry: read again
+    what was left out before, whatever the reason.
     """
 
     exclude: tuple[str, ...] = ()
@@ -38,6 +42,7 @@ class IngestOptions:
     dry_run: bool = False
     wait_s: float | None = 0.0
     decode_timeout_s: float = 60.0
+    retry: bool = False
 
 
 @dataclass
@@ -52,6 +57,8 @@ class Report:
     captions: int = 0
     skipped: list[Skip] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # of what was once put in and is not there now, a sentence each
+    left_out: dict[str, int] = field(default_factory=dict)  # folders of the system's own, by their names
+    left_out_items: int = 0  # that were read from such folders before, and are among those removed
     dry_run: bool = False
     seconds: float = 0.0
 
@@ -74,6 +81,12 @@ class Plan:
     moves: list[tuple[FileRow, SourceFile]] = field(default_factory=list)
     copies: list[tuple[FileRow, SourceFile]] = field(default_factory=list)
     known: dict[str, FileRow] = field(default_factory=dict)
+    stale: set[str] = field(default_factory=set)  # side-cars whose captions are not those of the pictures beside them
+    folders: dict[str, str] = field(default_factory=dict)  # that were listed, with their identities
+    holding: set[str] = field(default_factory=set)  # folders in which files were found, at any depth
+    recorded: dict[str, FolderRow] = field(default_factory=dict)  # what was known of folders
+    away: list[Away] = field(default_factory=list)
+    found_again: list[int] = field(default_factory=list)  # files, by id, that were kept while they were not found
     left_out: dict[str, str] = field(default_factory=dict)  # path -> reason, of what did not become a file to read
 
 
@@ -103,6 +116,10 @@ class _Planner:
         self._options = options
         self._report = report
         self._plan = Plan()
+        self._lost: dict[int, FileRow] = {}  # known, not found, and left out by no rule; by id
+        self._unchanged: list[FileRow] = []
+        self._moved: set[int] = set()
+        self._in_system_folders: set[int] = set()
 
     def plan(self, sources: Sequence[Root], asked: bool) -> Plan:
         plan = self._plan
@@ -121,17 +138,44 @@ class _Planner:
                 advice = "" if isinstance(error, MissingRootError) else " If it is gone for good, use --accept-missing."
                 self._report.missing.append(f"{error}{advice}")
         self._compare(plan, found)
+        plan.holding = folders_above(found)
+        self._tell_missing([source.path for source in sources if not is_table(source)], asked)
+        report = self._report
+        report.removed += sum(_counts(row) for row in plan.gone.values())
+        report.left_out_items = sum(_counts(row) and row.id in self._in_system_folders for row in plan.gone.values())
         if not self._options.dry_run:
             plan.tables |= self._remembered_captions(plan, known=sources)
         return plan
 
+    def _tell_missing(self, tops: Sequence[str], asked: bool) -> None:
+        """Of what was not found, put into the plan what was deleted; what is only away is kept, and said."""
+        plan = self._plan
+        lost = [row for row in self._lost.values() if row.id not in self._moved]
+        if self._options.accept_missing:
+            plan.gone |= {row.id: row for row in lost}
+            return
+        moves = [(row.path, file.path) for row, file in plan.moves]
+        renamed = renamed_folders(moves, plan.recorded, plan.folders)
+        deleted, plan.away = told_apart(lost, tops, self._unchanged, plan.recorded, renamed)
+        plan.gone |= {row.id: row for row in deleted}
+        for away in plan.away:
+            if asked and away.folder in tops:
+                raise MissingRootError(away.sentence)
+            self._report.missing.append(away.sentence)
+            plan.there = [source for source in plan.there if source.path != away.folder]
+
     def _remembered_captions(self, plan: Plan, known: Sequence[Root]) -> dict[str, Captions]:
-        """Tables that were once put in, where a picture is new: they may have captions for it. Known ones are read."""
+        """Tables that were once put in, where a picture is new: they may have captions for it. Known ones are read.
+
+        So are those at which a run was cut off.
+        """
         tables: dict[str, Captions] = {}
-        if any(file.kind == "image" for file in (*plan.fresh, *(file for _, file in plan.copies))):
-            paths = {source.path for source in known}
-            for source in self._reader.roots():
-                if is_table(source) and source.path not in paths:
+        is_new = any(file.kind == "image" for file in (*plan.fresh, *(file for _, file in plan.copies)))
+        paths = {source.path for source in known}
+        for source in self._reader.roots():
+            if is_table(source) and source.path not in paths:
+                row = self._reader.file(source.path)
+                if is_new or row is None or row.modified_ns is None:  # the last: its captions were not all written
                     with contextlib.suppress(SourceError):  # gone since; its captions stay as they are
                         tables[source.path] = self._read_table(source)
         return tables
@@ -140,62 +184,92 @@ class _Planner:
         """Put into the plan what was found and is new or changed, and count."""
         report = self._report
         plan.gone = {number: row for number, row in plan.gone.items() if row.path not in found}
+        self._lost = {number: row for number, row in self._lost.items() if row.path not in found}
         fresh = []
         for file in found.values():
             row = plan.known.get(file.path)
+            if row is not None and row.away:
+                plan.found_again.append(row.id)
             if row is None or (row.size_bytes, row.modified_ns, row.kind) != (
                 file.size_bytes,
                 file.modified_ns,
                 file.kind,
             ):
                 fresh.append(file)
-            elif row.skipped is not None:
-                report.skipped.append(Skip(row.path, row.skipped))
-            else:
+                continue
+            self._unchanged.append(row)
+            if row.skipped is None:
                 report.unchanged += file.kind != "caption"
+            elif self._options.retry or row.reader != readers_version():
+                fresh.append(file)
+            else:
+                report.skipped.append(Skip(row.path, row.skipped))
         self._recognise(fresh, plan)
+        self._find_stale_captions(plan)
         to_read = [file for file in plan.fresh if file.kind != "caption"]  # captions are counted as they are written
         report.changed = sum(file.path in plan.known for file in to_read)
         report.added = len(plan.copies) + len(to_read) - report.changed
-        report.moved = len(plan.moves)
-        report.removed += sum(row.kind != "caption" and row.skipped is None for row in plan.gone.values())
+        report.moved = sum(file.kind != "caption" for _, file in plan.moves)
+
+    def _find_stale_captions(self, plan: Plan) -> None:
+        """Side-cars that a run which was cut off, or a move, has left with the captions of other pictures."""
+        cars = {row.id: row for row in plan.known.values() if row.kind == "caption" and row.skipped is None}
+        if not cars:
+            return
+        beside: dict[int, set[int]] = {number: set() for number, row in cars.items() if row.size_bytes}
+        for caption in plan.captions:
+            row, picture = plan.known.get(caption.path), plan.known.get(caption.caption_of or "")
+            if row is not None and row.id in beside and picture is not None and picture.skipped is None:
+                beside[row.id].add(picture.id)
+        owners = self._reader.caption_owners()
+        for number, pictures in beside.items():
+            has = owners.get(number, set())
+            if has != pictures and has != pictures | still_beside(self._reader, cars[number]).keys():
+                plan.stale.add(cars[number].path)
 
     def _scan(self, source: Root, plan: Plan, found: dict[str, SourceFile]) -> None:
-        """Add to the plan what lies at a root, and what the store knows there that is gone."""
+        """Add to the plan what lies at a root; what the store knows there and is not found, is to be judged later."""
         root, options = source.path, ScanOptions(tuple(source.options["exclude"]), source.options["follow_links"])
         known = {row.path: row for row in self._reader.files_below(root)}
         here: dict[str, SourceFile] = {}
         unread: list[Unread] = []
-        if os.path.lexists(root):
-            for entry in scan(root, options):
-                if isinstance(entry, Unread):
+        try:
+            for entry in survey(root, options):
+                if isinstance(entry, Folder):
+                    plan.folders[entry.path] = entry.identity
+                elif isinstance(entry, LeftOut):
+                    name = os.path.basename(entry.path)
+                    self._report.left_out[name] = self._report.left_out.get(name, 0) + 1
+                elif isinstance(entry, Unread):
+                    if entry.path == root:
+                        raise SourceError(f"{root} cannot be read: {entry.reason}.")
                     unread.append(entry)
                     self._leave_out(Skip(entry.path, entry.reason))
-                    continue
-                here[entry.path] = entry
-                if entry.kind == "caption":
-                    plan.captions.append(entry)
-        elif not known:
-            raise SourceError(f"{root} is not there. Check the path.")
-        items = sum(row.kind != "captions" and row.skipped is None for row in known.values())
-        if items and not here and not unread and _is_empty(root) and not self._options.accept_missing:
-            state = "is empty" if os.path.lexists(root) else "is not there"
-            raise MissingRootError(
-                f"{root} {state}, but the index holds {items} files from it, and they were kept. Plug the drive in, "
-                "or use --accept-missing to take them out."
-            )
+                else:
+                    here[entry.path] = entry
+                    if entry.kind == "caption":
+                        plan.captions.append(entry)
+        except MissingRootError as error:
+            if not known:
+                raise SourceError(f"{root} is not there. Check the path.") from error
+        plan.recorded |= self._reader.folders_below(root)
         blind = tuple(entry.path.rstrip(os.sep) + os.sep if entry.is_folder else entry.path for entry in unread)
         nested = tuple(  # put in by themselves, they are not under this one's rules
             other.path + os.sep for other in self._reader.roots() if other.path.startswith(root.rstrip(os.sep) + os.sep)
         )
-        plan.gone |= {
-            row.id: row
-            for row in known.values()
-            if row.path not in here
-            and row.kind != "captions"
-            and not row.path.startswith(blind)
-            and not (row.path.startswith(nested) and os.path.lexists(row.path))
-        }
+        by_rule, without_rule = left_out(root, options), left_out(root, ScanOptions((), options.follow_links))
+        for row in known.values():
+            if row.path in here or row.kind == "captions" or row.path.startswith(blind):
+                continue
+            is_there, is_nested = os.path.lexists(row.path), row.path.startswith(nested)
+            if is_there and is_nested:
+                continue
+            if is_there or (by_rule(row.path) and not is_nested):
+                plan.gone[row.id] = row
+                if without_rule(row.path):
+                    self._in_system_folders.add(row.id)
+            else:
+                self._lost[row.id] = row
         plan.known.update(known)
         found.update(here)
 
@@ -213,6 +287,7 @@ class _Planner:
     def _look_up(self, table: str, pictures: Collection[str], plan: Plan, found: dict[str, SourceFile]) -> None:
         """Add the pictures that a table names to the plan."""
         missing = []
+        identities = Identities()
         for path in pictures:
             if path in found:
                 continue
@@ -220,8 +295,10 @@ class _Planner:
             if row is not None:
                 plan.known[path] = row
             try:
+                identity = identities.of(os.path.dirname(path))
                 facts = os.stat(path)
-                found[path] = SourceFile(path, "image", facts.st_size, facts.st_mtime_ns)
+                found[path] = SourceFile(path, "image", facts.st_size, time_of_change(facts))
+                plan.folders.setdefault(os.path.dirname(path), identity)
             except OSError:
                 missing.append((path, row))
         if missing and len(missing) == len(pictures) and not self._options.accept_missing:
@@ -232,7 +309,9 @@ class _Planner:
         for path, row in missing:
             self._leave_out(Skip(path, f"is named in {os.path.basename(table)}, but not there"))
             if row is not None:
-                plan.gone[row.id] = row
+                self._lost[row.id] = row
+                folder = os.path.dirname(path)
+                plan.recorded |= {} if folder in plan.recorded else self._reader.folders_below(folder)
 
     def _recognise(self, fresh: list[SourceFile], plan: Plan) -> None:
         """Among new files, find those whose content the store knows: moved where the old path is gone, else copied."""
@@ -247,6 +326,7 @@ class _Planner:
                 plan.moves.append((twin, file))
                 taken.add(twin.id)
                 plan.gone.pop(twin.id, None)
+        self._moved = taken
 
     def _twin(self, file: SourceFile, taken: set[int]) -> FileRow | None:
         rows = [row for row in self._reader.files_of_size(file.size_bytes, file.kind) if row.id not in taken]
@@ -271,11 +351,12 @@ def is_table(source: Root) -> bool:
     return "captions" in source.options
 
 
-def _is_empty(root: str) -> bool:
-    """Whether a root is gone, or a folder with nothing to see in it, as a mount point without its drive."""
-    try:
-        return all(name.startswith(".") for name in os.listdir(root))
-    except NotADirectoryError:
-        return False
-    except OSError:
-        return True
+def still_beside(reader: Reader, side_car: FileRow) -> dict[int, str]:
+    """Files of pictures that have a side-car's captions and lie beside it still, also those that no run looks at."""
+    pictures = reader.captioned_by(side_car.id).items()
+    return {number: path for number, path in pictures if lies_beside(side_car.path, path) and os.path.lexists(path)}
+
+
+def _counts(row: FileRow) -> bool:
+    """Whether a file is one of which something is in the index."""
+    return row.kind in ("image", "text") and row.skipped is None

@@ -54,7 +54,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         rich.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
         rich.TextColumn("{task.fields[skipped]}"),
     )
-    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("", total=None, rate="", skipped="")
         started = time.monotonic()
 

@@ -70,7 +70,7 @@ class Thumbnails:
         """From the store, or made now; or why there is none."""
         tag = self.tag(path, size_px)
         if tag is None:
-            return Skip(path, "is not there any more", transient=True)
+            return Skip(path, "is not there any more", "machine")
         return self.kept(tag) or self.make(path, size_px, tag)
 
     def make(self, path: str, size_px: int, tag: str) -> Thumbnail | Skip:

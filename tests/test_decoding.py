@@ -108,14 +108,14 @@ def test_each_file_that_is_no_picture_is_skipped_with_its_reason(tmp_path: Path)
     secret = pictures.photo(tmp_path / "secret.jpg")
     secret.chmod(0)
     expected = {
-        str(tmp_path / "gone.jpg"): Skip(str(tmp_path / "gone.jpg"), "vanished before it was read", transient=True),
+        str(tmp_path / "gone.jpg"): Skip(str(tmp_path / "gone.jpg"), "vanished before it was read", "machine"),
         str(pictures.broken_empty(tmp_path / "empty.jpg")): Skip(str(tmp_path / "empty.jpg"), "is empty"),
         str(pictures.png_bomb(tmp_path / "bomb.png")): Skip(
             str(tmp_path / "bomb.png"), "is 50,000 x 50,000 pixels, more than the 250 million that are read"
         ),
     }
     if os.geteuid():  # root may read everything
-        expected[str(secret)] = Skip(str(secret), "permission denied", transient=True)
+        expected[str(secret)] = Skip(str(secret), "permission denied", "machine")
     with DecodePool(SPEC) as pool:
         assert dict(pool.decode(expected)) == expected
 
@@ -125,7 +125,7 @@ def test_a_picture_that_crashes_the_decoder_costs_only_itself(tmp_path: Path, ba
     bad = with_comment(tmp_path / "bad.jpg", "abort")
     with DecodePool(SPEC, workers=2) as pool:
         got = dict(pool.decode([*good[:3], bad, *good[3:]]))
-    assert got.pop(bad) == Skip(bad, "crashes the decoder (signal SIGABRT)")
+    assert got.pop(bad) == Skip(bad, "crashes the decoder (signal SIGABRT)", "decoder")
     assert len(got) == 6
     assert all(isinstance(decoded, Decoded) for decoded in got.values())
 
@@ -135,7 +135,7 @@ def test_a_picture_that_hangs_the_decoder_costs_only_itself(tmp_path: Path, bad_
     bad = with_comment(tmp_path / "bad.jpg", "sleep")
     with DecodePool(SPEC, workers=1, timeout_s=3) as pool:
         got = dict(pool.decode([bad, *good]))
-    assert got.pop(bad) == Skip(bad, "took longer than 3 s to decode")
+    assert got.pop(bad) == Skip(bad, "took longer than 3 s to decode", "decoder")
     assert all(isinstance(decoded, Decoded) for decoded in got.values())
 
 
@@ -149,7 +149,7 @@ def test_a_worker_that_was_taken_over_can_only_lie_about_its_picture(tmp_path: P
     bad, good = with_comment(tmp_path / "bad.jpg", "lie"), photos(tmp_path, 1)[0]
     with DecodePool(SPEC, workers=1) as pool:
         got = dict(pool.decode([bad, good]))
-    assert got[bad] == Skip(bad, "makes the decoder give a broken answer")
+    assert got[bad] == Skip(bad, "makes the decoder give a broken answer", "decoder")
     assert isinstance(got[good], Decoded)
 
 
@@ -159,6 +159,8 @@ def test_a_worker_that_was_taken_over_can_only_lie_about_its_picture(tmp_path: P
         {},
         {"skip": 3},
         {"skip": "x" * 1000},
+        {"skip": "x"},
+        {"skip": "x", "cause": ["file"]},
         {"shape": [65, 64], "facts": {}},
         {"shape": [64, 64], "facts": {"content_hash": "a", "width": 1, "height": "1"}},
         {"shape": [64, 64], "facts": None},
@@ -172,7 +174,8 @@ def test_an_answer_that_no_honest_worker_gives_is_a_skip(
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(decoding, "_answer", lambda message: (header, body))
     with DecodePool(SPEC) as pool:
-        assert list(pool.decode(["a.jpg"])) == [("a.jpg", Skip("a.jpg", "makes the decoder give a broken answer"))]
+        broken = Skip("a.jpg", "makes the decoder give a broken answer", "decoder")
+        assert list(pool.decode(["a.jpg"])) == [("a.jpg", broken)]
 
 
 def test_a_large_picture_is_decoded_while_no_other_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +191,7 @@ def test_a_large_picture_is_decoded_while_no_other_is(monkeypatch: pytest.Monkey
         if is_large:
             beside_large.append(len(at_work) - 1)
         at_work.pop()
-        return {"skip": "done"}, np.empty(0, dtype=np.uint8)
+        return {"skip": "done", "cause": "file"}, np.empty(0, dtype=np.uint8)
 
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(decoding, "_answer", answer)
@@ -207,7 +210,7 @@ def test_a_large_picture_is_decoded_and_a_too_large_one_refused(
         got = dict(pool.decode([str(large), str(with_alpha)]))
     assert isinstance(got[str(large)], Decoded)
     reason = "needs 900 MB of memory to be decoded and may take 500; MMSEARCH_MAX_DECODE_MB sets another limit"
-    assert got[str(with_alpha)] == Skip(str(with_alpha), reason)
+    assert got[str(with_alpha)] == Skip(str(with_alpha), reason, "machine")
     monkeypatch.setenv("MMSEARCH_MAX_DECODE_MB", "1000")
     with DecodePool(SPEC, workers=2) as pool:
         assert dict(pool.decode([str(with_alpha)])) == {str(with_alpha): Skip(str(with_alpha), "is cut short")}
@@ -264,7 +267,7 @@ def test_closing_is_prompt_and_leaves_no_process(tmp_path: Path, bad_decoder: No
     assert time.monotonic() - started < 2
     reader.join(5)
     assert set(children(os.getpid())) == before
-    assert [skip for _, skip in got] == [Skip(path, "was not read", transient=True) for path, _ in got]  # type: ignore[misc]
+    assert [skip for _, skip in got] == [Skip(path, "was not read", "machine") for path, _ in got]  # type: ignore[misc]
     with pytest.raises(RuntimeError):
         next(pool.decode(hanging))
 

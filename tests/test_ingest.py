@@ -146,13 +146,14 @@ def test_a_dry_run_says_what_would_happen_and_changes_nothing(
     dry = IngestOptions(dry_run=True)
     assert index.add(photos, options=dry).added == 3
     assert not index.exists
+    plain("white").save(photos / "trips" / "white.png")
     index.add(photos)
     plain("yellow", (80, 60)).save(photos / "red.png")
     (photos / "green.png").rename(photos / "moved.png")
     (photos / "trips" / "blue.png").unlink()
     report = index.add(photos, options=dry)
     assert (report.changed, report.moved, report.removed, report.dry_run) == (1, 1, 1, True)
-    assert encoder.images_encoded == 3
+    assert encoder.images_encoded == 4
     assert index.search("blue", k=1)[0].path == str(photos / "trips" / "blue.png")
 
 

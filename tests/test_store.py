@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from mmsearch.errors import IndexLockedError, IndexWriteError
-from mmsearch.store import metadata
+from mmsearch.index import Index
+from mmsearch.store import metadata, schema
 from mmsearch.store.metadata import Store
 from mmsearch.store.records import NewItem
 from mmsearch.store.vectors import VectorIndex
+from tests.colours import ColourEncoder, plain
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted in /proc")
 
@@ -142,3 +144,30 @@ def _open_files(store: Store) -> int:
         with contextlib.suppress(OSError):
             count += os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(store.folder))
     return count
+
+
+def test_an_index_of_version_3_is_read_as_it_is_and_brought_up_to_date_by_a_writer(tmp_path: Path) -> None:
+    from sqlite_utils import Database, Migrations
+
+    plain("red").save(tmp_path / "red.png")
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    store = Store(tmp_path / "index")
+    store.folder.mkdir()
+    with contextlib.closing(sqlite3.connect(store.folder / "index.db", isolation_level=None)) as database:
+        migrations = Migrations("mmsearch")
+        for step in schema.STEPS[:3]:
+            migrations(name=step.__name__)(lambda db, step=step: step(db))
+        migrations.apply(Database(database))
+        database.execute("PRAGMA user_version = 3")
+        settings = {"model": "colours", "fingerprint": "", "dim": "13", "encoder": "own"}
+        database.executemany("INSERT INTO settings VALUES (?, ?)", settings.items())
+        database.execute(
+            "INSERT INTO files (path, kind, size_bytes, modified_ns, skipped, indexed_at) VALUES (?, ?, 6, 1, 'x', '')",
+            (str(tmp_path / "broken.png"), "image"),
+        )
+    with Index(store.folder, encoder=ColourEncoder()) as index:
+        assert [file.skipped for file in index.status().skipped] == ["x"]
+        assert index.add(tmp_path / "red.png", tmp_path / "broken.png").added == 1
+        assert index.status().skipped[0].skipped != "x"
+    with store.read() as reader:
+        assert reader.version == schema.VERSION

@@ -49,10 +49,14 @@ SHOWN_SKIPS = 10
 @click.option("--path-column", metavar="NAME", help="The table's column of paths, where it is not guessed right.")
 @click.option("--text-column", metavar="NAME", help="The table's column of texts, where it is not guessed right.")
 @click.option(
-    "--exclude", metavar="GLOB", multiple=True, help="Leave out what matches, as in a .gitignore. Repeatable."
+    "--exclude",
+    metavar="GLOB",
+    multiple=True,
+    help="Leave out what matches, as in a .gitignore; '!@eaDir/' takes in what is left out by itself. Repeatable.",
 )
 @click.option("--follow-links", is_flag=True, help="Follow symbolic links; loops are safe.")
 @click.option("--accept-missing", is_flag=True, help="Believe that a folder is gone or empty, and take its items out.")
+@click.option("--retry", is_flag=True, help="Read every file again that was skipped before, whatever the reason.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen and change nothing.")
 @click.option("--wait", is_flag=True, help="Wait for another process that writes to the index, instead of leaving.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
@@ -68,14 +72,16 @@ def index_command(
     exclude: tuple[str, ...],
     follow_links: bool,
     accept_missing: bool,
+    retry: bool,
     dry_run: bool,
     wait: bool,
     quiet: bool,
 ) -> None:
     """Put folders and files into an index, or bring it up to date.
 
-    Run again, it reads what is new or changed, follows what was moved, and takes out what is gone. Without PATH it does
-    so for everything that was ever put in.
+    Run again, it reads what is new or changed, follows what was moved, and takes out what is gone. A folder that is
+    gone or empty as a whole may be an unplugged drive: what it held is kept, and said. Without PATH it does so for
+    everything that was ever put in.
 
     \b
     Examples:
@@ -87,21 +93,29 @@ def index_command(
     from mmsearch.progress import reporting
 
     options = IngestOptions(
-        exclude, follow_links, captions, path_column, text_column, accept_missing, dry_run, None if wait else 0.0
+        exclude=exclude,
+        follow_links=follow_links,
+        captions=captions,
+        path_column=path_column,
+        text_column=text_column,
+        accept_missing=accept_missing,
+        dry_run=dry_run,
+        wait_s=None if wait else 0.0,
+        retry=retry,
     )
-    with (
-        Index(
-            index_folder(index_name),
-            model=model,
-            precision=precision,
-            device=device,
-            notify=(lambda line: None) if quiet else note,
-        ) as index,
-        reporting(quiet) as progress,
-    ):
-        report = index.add(*paths, options=options, progress=progress)
-        if not quiet:
+    with Index(
+        index_folder(index_name),
+        model=model,
+        precision=precision,
+        device=device,
+        notify=(lambda line: None) if quiet else note,
+    ) as index:
+        with reporting(quiet) as progress:
+            report = index.add(*paths, options=options, progress=progress)
+        if not quiet:  # when the bar is gone
             click.echo(_report(report, index))
+    if report.left_out and not quiet:
+        note(_left_out(report))
     for sentence in report.missing:
         fail(sentence, 1)
     for skip in [] if quiet else report.skipped[:SHOWN_SKIPS]:
@@ -120,6 +134,14 @@ def _report(report: Report, index: Index) -> str:
     if report.dry_run:
         return f"Would do to {index.folder}: {said}"
     return f"{index.folder}: {said} ({report.seconds:.1f} s)"
+
+
+def _left_out(report: Report) -> str:
+    """Folders of a NAS or a system, how many of each name."""
+    names = ", ".join(f"{count:,} {name}" for name, count in report.left_out.items())
+    before = f", with {report.left_out_items:,} files that were in the index from them" if report.left_out_items else ""
+    name = list(report.left_out)[-1]
+    return f"Left out folders of a NAS or a system: {names}{before}. --exclude '!{name}/' takes such folders in."
 
 
 @click.command(name="status")

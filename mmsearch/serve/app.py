@@ -1,6 +1,7 @@
 """The routes: what comes in is checked by `shapes`, what is done is a call of `service`, what goes out is JSON."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -422,7 +423,10 @@ def _hit_objects(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
 
 def _item_object(item: Item) -> dict[str, Any]:
-    modified = None if item.modified_ns is None else datetime.fromtimestamp(item.modified_ns / 1e9, UTC)
+    modified = None
+    if item.modified_ns is not None:
+        with contextlib.suppress(ValueError, OverflowError, OSError):  # of a year that has more than four figures
+            modified = datetime.fromtimestamp(item.modified_ns / 1e9, UTC)
     return {
         "kind": item.kind,
         "id": item.id,

@@ -2,12 +2,15 @@
 
 A scan lists folders and asks for size and time of change, so that a folder of a hundred thousand unchanged files costs
 little more than listing it. What could not be looked at is said (`Unread`), never left out silently, because "could not
-be read" must not be taken for "is gone".
+be read" must not be taken for "is gone". The folders in which a NAS or a system keeps things of its own (thumbnails,
+deleted files) are left out, and said too (`LeftOut`).
 
 Paths are `str` as `os.fsdecode` makes them: absolute, with surrogate escapes for bytes that are not UTF-8, so that any
 name a file system knows survives the way through the index and back.
 """
 
+import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +23,13 @@ from mmsearch.facts import IMAGE_SUFFIXES
 
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".markdown"})
 SIDECAR_SUFFIXES = (".txt", ".caption")  # what img2dataset, kohya-ss and most other trainers write
+# Lower case. Synology's @eaDir holds thumbnails beside every picture, the others what was deleted, or is nobody's
+# picture; their names are those that the vendors document.
+SYSTEM_FOLDERS = frozenset({
+    "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "recycler",
+    "system volume information", "lost+found", "network trash folder", "__macosx",
+})  # fmt: skip
+SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 
 Kind = Literal["image", "text", "caption"]
 
@@ -30,7 +40,7 @@ class SourceFile(NamedTuple):  # a frozen dataclass takes longer to make, and a 
     path: str
     kind: Kind
     size_bytes: int
-    modified_ns: int
+    modified_ns: float  # as `time_of_change` gives it
     caption_of: str | None = None  # path of the picture that a side-car belongs to
 
 
@@ -43,13 +53,31 @@ class Unread:
     is_folder: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that was listed, and what it is known by again."""
+
+    path: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A folder of the system's own (SYSTEM_FOLDERS) that was not looked into."""
+
+    path: str
+
+
+Entry = SourceFile | Unread | Folder | LeftOut
+
+
 @dataclass(frozen=True)
 class ScanOptions:
     """What a scan leaves out, and whether it follows links.
 
     exclude: patterns as in a .gitignore, relative to the root. `*.gif` and `drafts` match at any depth, `/drafts` and
     `2019/raw` from the root on, `drafts/` folders only; `**` stands for any number of folders, and a leading `!` takes
-    back what an earlier pattern left out.
+    back what an earlier pattern left out, or what is left out by itself: `!@eaDir/`.
     """
 
     exclude: tuple[str, ...] = ()
@@ -59,28 +87,110 @@ class ScanOptions:
 def scan(root: str | os.PathLike[str], options: ScanOptions | None = None) -> Iterator[SourceFile | Unread]:
     """Everything to index in a folder, or a single file, in an order that is always the same.
 
-    Within a folder files come first, sorted by name, then its folders. Hidden files and folders (a leading dot) are
-    left out; the root itself may be hidden. A side-car appears once for each picture that it belongs to: `dog.txt`,
-    `dog.caption` for every picture named dog, `dog.jpg.txt` for dog.jpg alone. With links followed, a folder that can
-    be reached in several ways is visited once, by its own path where that is under the root.
+    Within a folder files come first, sorted by name, then its folders. Hidden files and folders (a leading dot) and the
+    folders of the system's own are left out; the root itself may be one. A side-car appears once for each picture that
+    it belongs to: `dog.txt`, `dog.caption` for every picture named dog, `dog.jpg.txt` for dog.jpg alone. With links
+    followed, a folder that can be reached in several ways is visited once, by its own path if that is under the root.
 
     Raises MissingRootError if the root is not there, SourceError if it is nothing that can be indexed, UsageError for a
     pattern that makes no sense; all at the call, not at the first item.
     """
+    return (entry for entry in survey(root, options) if isinstance(entry, SourceFile | Unread))
+
+
+def survey(root: str | os.PathLike[str], options: ScanOptions | None = None) -> Iterator[Entry]:
+    """The same with the folders that were listed, each before what lies in it, and those that were left out."""
     options = options or ScanOptions()
     path = os.path.abspath(os.fsdecode(root))
     excluded = _matcher(path, options.exclude)
     try:
         found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingRootError(f"{path} is not there.") from error
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in GONE:
+            raise MissingRootError(f"{path} is not there.") from error
         return iter([Unread(path, reason(error), is_folder=True)])
     if stat.S_ISDIR(found.st_mode):
         return _scan_folder(path, excluded, options.follow_links)
     if not stat.S_ISREG(found.st_mode):
         raise SourceError(f"{path} is neither a file nor a folder.")
     return _scan_file(path, found, excluded, options.follow_links)
+
+
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # what a path that leads nowhere gives, also over a link
+
+
+def is_there(path: str) -> bool:
+    """Whether a path leads to something, links followed; what cannot be looked at counts as there."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno not in GONE
+    except ValueError:
+        return False
+    return True
+
+
+class Identities:
+    """What folders are known by again, whatever lies at their paths: the file system, and the folder's number in it."""
+
+    def __init__(self) -> None:
+        self._systems: dict[int, int] = {}  # device -> file system
+
+    def of(self, path: str) -> str:
+        """Raises OSError."""
+        return self.from_stat(path, os.stat(path))
+
+    def from_stat(self, path: str, found: os.stat_result) -> str:
+        """As text: these numbers have up to 64 bits, without a sign."""
+        if found.st_dev not in self._systems:
+            system = 0
+            with contextlib.suppress(AttributeError, OSError):  # Windows has no such call
+                system = os.statvfs(path).f_fsid
+            # A device may have another number after each restart; most file systems have an id of their own
+            self._systems[found.st_dev] = system or found.st_dev
+        return f"{self._systems[found.st_dev]}:{found.st_ino}"
+
+
+def time_of_change(found: os.stat_result) -> float:
+    """In ns since 1970: an int, or a float from 2262 on and before 1677, which no column of 64 bits holds."""
+    ns = found.st_mtime_ns
+    return ns if -(2**63) <= ns < 2**63 else float(ns)
+
+
+def is_visible(name: str) -> bool:
+    """Whether something of this name in a folder is the user's, neither hidden nor the system's own."""
+    return not name.startswith(".") and name.casefold() not in SYSTEM_FOLDERS and name.casefold() not in SYSTEM_FILES
+
+
+def lies_beside(side_car: str, picture: str) -> bool:
+    """Whether a side-car belongs to a picture by their paths: dog.txt to dog.jpg, dog.jpg.txt too."""
+    stem = os.path.splitext(side_car)[0]
+    return stem in (picture, os.path.splitext(picture)[0])
+
+
+def side_car_after(side_car: str, before: str, now: str) -> str:
+    """Where a side-car lies that has moved along with its picture."""
+    of_name = os.path.splitext(side_car)[0] == before
+    return (now if of_name else os.path.splitext(now)[0]) + os.path.splitext(side_car)[1]
+
+
+def left_out(root: str, options: ScanOptions) -> Callable[[str], bool]:
+    """Whether a scan of the root leaves out a path below it, by its name alone."""
+    excluded = _matcher(root, options.exclude)
+    below = root.rstrip(os.sep) + os.sep
+
+    def leaves_out(path: str) -> bool:
+        if path == root:
+            return excluded is not None and excluded(os.path.basename(path))
+        *folders, name = path[len(below) :].split(os.sep)
+        inside = ""
+        for folder in folders:
+            inside += f"{folder}/"
+            if folder.startswith(".") or (excluded or _is_system_folder)(inside):
+                return True
+        return name.startswith(".") or (excluded is not None and excluded(inside + name))
+
+    return leaves_out
 
 
 def _matcher(root: str, patterns: Sequence[str]) -> Callable[[str], bool] | None:
@@ -90,9 +200,19 @@ def _matcher(root: str, patterns: Sequence[str]) -> Callable[[str], bool] | None
 
     lines = [_relative(root, pattern) for pattern in patterns]
     try:
-        return GitIgnoreSpec.from_lines(lines).match_file
+        spec = GitIgnoreSpec.from_lines(lines)
     except ValueError as error:
         raise UsageError(f"{' '.join(patterns)!r} cannot be used to exclude files: {error}") from error
+
+    def excluded(path: str) -> bool:
+        by_pattern = spec.check_file(path).include
+        return _is_system_folder(path) if by_pattern is None else by_pattern
+
+    return excluded
+
+
+def _is_system_folder(path: str) -> bool:
+    return path.endswith("/") and path[:-1].rpartition("/")[2].casefold() in SYSTEM_FOLDERS
 
 
 def _relative(root: str, pattern: str) -> str:
@@ -105,25 +225,26 @@ def _relative(root: str, pattern: str) -> str:
     return pattern[len(below) - 1 :] if pattern.startswith(below) else pattern
 
 
-def _scan_folder(
-    root: str, excluded: Callable[[str], bool] | None, follow_links: bool
-) -> Iterator[SourceFile | Unread]:
+def _scan_folder(root: str, excluded: Callable[[str], bool] | None, follow_links: bool) -> Iterator[Entry]:
     waiting = [(root, "")]  # folders to visit, the next one last; with their path relative to the root, "" or "a/b/"
     linked: list[tuple[str, str]] = []  # after all the others, so that a folder's own path wins over a link to it
     visited: set[tuple[int, int]] = set()
+    identities = Identities()
     while waiting or linked:
         folder, inside = waiting.pop() if waiting else linked.pop(0)
         try:
+            found = os.stat(folder)
             if follow_links:
-                found = os.stat(folder)
                 if (found.st_dev, found.st_ino) in visited:
                     continue
                 visited.add((found.st_dev, found.st_ino))
+            identity = identities.from_stat(folder, found)  # before its listing: a drive may go in between
             with os.scandir(folder) as listing:
                 entries = sorted(listing, key=attrgetter("name"))
         except OSError as error:  # also when it has just vanished: an unplugged drive vanishes in the same way
             yield Unread(folder, reason(error), is_folder=True)
             continue
+        yield Folder(folder, identity)
         files: list[tuple[os.DirEntry[str], str]] = []
         folders: list[tuple[str, str]] = []
         for entry in entries:
@@ -132,7 +253,9 @@ def _scan_folder(
                 continue
             try:
                 if entry.is_dir(follow_symlinks=follow_links):
-                    if excluded is None or not excluded(f"{inside}{name}/"):
+                    if name.casefold() in SYSTEM_FOLDERS and (excluded is None or excluded(f"{inside}{name}/")):
+                        yield LeftOut(entry.path)
+                    elif excluded is None or not excluded(f"{inside}{name}/"):
                         is_link = follow_links and entry.is_symlink()
                         (linked if is_link else folders).append((entry.path, f"{inside}{name}/"))
                 elif (
@@ -167,9 +290,9 @@ def _classify(files: Sequence[tuple[os.DirEntry[str], str]], follow_links: bool)
             continue
         if owners is not None:
             for owner in owners:
-                yield SourceFile(entry.path, "caption", found.st_size, found.st_mtime_ns, owner)
+                yield SourceFile(entry.path, "caption", found.st_size, time_of_change(found), owner)
         elif kind is not None:
-            yield SourceFile(entry.path, kind, found.st_size, found.st_mtime_ns)
+            yield SourceFile(entry.path, kind, found.st_size, time_of_change(found))
 
 
 def _scan_file(
@@ -191,8 +314,8 @@ def _scan_file(
     if excluded is not None and excluded(name):
         return iter(())
     if owners:
-        return iter([SourceFile(path, "caption", found.st_size, found.st_mtime_ns, owner.path) for owner in owners])
-    itself = SourceFile(path, kind or "text", found.st_size, found.st_mtime_ns)
+        return iter([SourceFile(path, "caption", found.st_size, time_of_change(found), owner.path) for owner in owners])
+    itself = SourceFile(path, kind or "text", found.st_size, time_of_change(found))
     if kind != "image":
         return iter([itself])
     sidecars = _existing(folder, _spellings((stem, name), SIDECAR_SUFFIXES), excluded, follow_links)
@@ -212,7 +335,7 @@ def _existing(
         except OSError:
             continue
         if stat.S_ISREG(found.st_mode) and (excluded is None or not excluded(name)):
-            file = SourceFile(path, _KINDS[suffix_of(name)] or "text", found.st_size, found.st_mtime_ns)
+            file = SourceFile(path, _KINDS[suffix_of(name)] or "text", found.st_size, time_of_change(found))
             files.setdefault((found.st_dev, found.st_ino, name.lower()), file)
     return sorted(files.values(), key=lambda file: file.path)
 

@@ -22,6 +22,7 @@ from mmsearch.store.records import (
     FileKind,
     FileRow,
     FloatArray,
+    FolderRow,
     HalfArray,
     HeadsRow,
     IntArray,
@@ -66,6 +67,7 @@ class Reader:
         self.connection = connection
         self.folder = folder
         self._settings: dict[str, str] | None = None  # all of them, once one was asked for
+        self._file_columns: str | None = None  # once a file was asked for
         self._items_of: dict[int, int] = {}  # vector -> item, of the vectors that were scored last
 
     @property
@@ -109,13 +111,53 @@ class Reader:
         return list(self._files("skipped IS NOT NULL ORDER BY path", ()))
 
     def _files(self, where: str, values: Sequence[object]) -> Iterator[FileRow]:
-        rows = self.connection.execute(
-            f"""SELECT id, path, path_bytes, kind, size_bytes, modified_ns, content_hash, skipped
-                FROM files WHERE {where}""",
-            values,
-        )
+        if self._file_columns is None:
+            # What an older index does not have yet
+            newest = "reader, tries, away" if self.version > 3 else "NULL, 0, 0"
+            self._file_columns = f"id, path, path_bytes, kind, size_bytes, modified_ns, content_hash, skipped, {newest}"
+        rows = self.connection.execute(f"SELECT {self._file_columns} FROM files WHERE {where}", values)
         for number, text, raw, *others in rows:
             yield FileRow._make((number, text if raw is None else from_columns(text, raw), *others))
+
+    def folders_below(self, folder: str) -> dict[str, FolderRow]:
+        """What is known of the folders at and below a path."""
+        select = "SELECT path, path_bytes, identity, away FROM folders WHERE "
+        return {
+            from_columns(text, raw): FolderRow(identity, bool(away))
+            for where, values in (at(folder), ("path >= ? AND path < ?", below(folder)))
+            for text, raw, identity, away in self.connection.execute(select + where, values)
+        }
+
+    def caption_owners(self) -> dict[int, set[int]]:
+        """Side-car -> the files of the pictures to which it has given captions, all by their ids."""
+        owners: dict[int, set[int]] = {}
+        for side_car, picture in self.connection.execute(
+            """SELECT c.file_id, i.file_id FROM items c JOIN items i ON i.id = c.caption_of
+               WHERE c.caption_of IS NOT NULL AND c.file_id IS NOT NULL AND i.file_id IS NOT NULL"""
+        ):
+            owners.setdefault(side_car, set()).add(picture)
+        return owners
+
+    def captioned_by(self, side_car: int) -> dict[int, str]:
+        """The files of the pictures to which a file has given captions: id -> path."""
+        where = "id IN (SELECT i.file_id FROM items c JOIN items i ON i.id = c.caption_of WHERE c.file_id = ?)"
+        return {row.id: row.path for row in self._files(where, (side_car,))}
+
+    def picture_files(self, items: Sequence[int]) -> list[int]:
+        """The files from which pictures were read."""
+        return [
+            row[0]
+            for part in parts(items)
+            for row in self.connection.execute(
+                f"SELECT file_id FROM items WHERE kind = 'image' AND file_id IS NOT NULL AND id IN ({marks(part)})",
+                part,
+            )
+        ]
+
+    def side_cars_of(self, item: int) -> list[FileRow]:
+        """The files beside a picture from which it has captions."""
+        where = "kind = 'caption' AND id IN (SELECT file_id FROM items WHERE caption_of = ?)"
+        return list(self._files(where, (item,)))
 
     def counts(self) -> dict[str, int]:
         """How many images, passages and captions there are."""

@@ -30,9 +30,19 @@ class FileRow(NamedTuple):  # a run reads as many as there are files, and a froz
     path: str
     kind: FileKind
     size_bytes: int
-    modified_ns: int | None  # None: look at it again whatever its time says
+    modified_ns: float | None  # None: look at it again whatever its time says
     content_hash: str | None
     skipped: str | None  # the reason, if nothing could be read from it
+    reader: str | None = None  # of a file that was left out: which version of the readers gave the reason
+    tries: int = 0  # how often it broke its decoder
+    away: bool = False  # kept, although it was not found, since its folder was away
+
+
+class FolderRow(NamedTuple):
+    """A folder from which there are files."""
+
+    identity: str | None  # its file system and its number in that, when it was last read
+    away: bool  # whether its files are kept although they were not found
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,11 @@ class NewFile:
     path: str
     kind: FileKind
     size_bytes: int
-    modified_ns: int | None
+    modified_ns: float | None
     content_hash: str | None = None
     skipped: str | None = None
+    reader: str | None = None
+    tries: int = 0
 
 
 @dataclass(frozen=True)

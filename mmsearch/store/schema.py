@@ -49,11 +49,18 @@ def keep_moments_and_checksums(db: "Database") -> None:
         db.execute(statement)
 
 
+def know_folders_and_reasons(db: "Database") -> None:
+    """Version 4."""
+    for statement in FOLDERS:
+        db.execute(statement)
+
+
 STEPS: tuple[Callable[..., None], ...] = (
     create_tables,
     speed_up_large_indexes,
     make_room_for_training,
     keep_moments_and_checksums,
+    know_folders_and_reasons,
 )
 
 TABLES = (
@@ -212,4 +219,16 @@ MEASURED = (
         INSERT INTO lost_vectors
             VALUES (old.id, old.kind, ifnull((SELECT vector FROM projected WHERE id = old.id), old.vector));
     END""",
+)
+
+FOLDERS = (
+    # Of a file that was left out: which version of the readers gave the reason, and how often it broke its decoder.
+    """ALTER TABLE files ADD COLUMN reader TEXT""",
+    """ALTER TABLE files ADD COLUMN tries INTEGER NOT NULL DEFAULT 0""",
+    # 1: kept, although it was not found, since its folder was away
+    """ALTER TABLE files ADD COLUMN away INTEGER NOT NULL DEFAULT 0""",
+    """CREATE INDEX files_away ON files (path) WHERE away""",
+    # Folders from which there are files. identity: its file system and its number in that, when it was last read.
+    """CREATE TABLE folders (path TEXT NOT NULL, path_bytes BLOB, identity TEXT, away INTEGER NOT NULL DEFAULT 0)""",
+    """CREATE UNIQUE INDEX folders_path ON folders (path, ifnull(path_bytes, x''))""",
 )

@@ -19,7 +19,17 @@ from mmsearch.store.halves import stacked
 from mmsearch.store.moments import Moments, worth
 from mmsearch.store.paths import below, to_columns
 from mmsearch.store.reader import Reader, at, marks, parts
-from mmsearch.store.records import KINDS, FileRow, FloatArray, Kind, NewFile, NewItem, Projection, Segment
+from mmsearch.store.records import (
+    KINDS,
+    FileRow,
+    FloatArray,
+    FolderRow,
+    Kind,
+    NewFile,
+    NewItem,
+    Projection,
+    Segment,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -74,36 +84,67 @@ class Writer(Reader):
         """Write a setting."""
         self.connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
 
-    def put_root(self, path: str, options: Mapping[str, Any]) -> None:
-        """Remember a root, and that it was brought up to date just now."""
+    def put_root(self, path: str, options: Mapping[str, Any], *, updated: bool = True) -> None:
+        """Remember a root; updated: also that it was brought up to date just now."""
         where, values = at(path)
+        before = self.connection.execute(f"SELECT updated_at FROM roots WHERE {where}", values).fetchone()
+        updated_at = now() if updated else before and before[0]
         self.connection.execute(f"DELETE FROM roots WHERE {where}", values)
         self.connection.execute(
             "INSERT INTO roots (path, path_bytes, options, updated_at) VALUES (?, ?, ?, ?)",
-            (*to_columns(path), json.dumps(options), now()),
+            (*to_columns(path), json.dumps(options), updated_at),
         )
 
     def forget_roots_below(self, path: str) -> None:
         """Forget a root and those below it; `index` without a path leaves them alone from now on."""
         for where, values in (at(path), ("path >= ? AND path < ?", below(path))):
             self.connection.execute(f"DELETE FROM roots WHERE {where}", values)
+            self.connection.execute(f"DELETE FROM folders WHERE {where}", values)
+
+    def put_folder(self, path: str, folder: FolderRow) -> None:
+        """Remember by what a folder is known again, and whether it is away."""
+        where, values = at(path)
+        self.connection.execute(f"DELETE FROM folders WHERE {where}", values)
+        self.connection.execute("INSERT INTO folders VALUES (?, ?, ?, ?)", (*to_columns(path), *folder))
+
+    def forget_folder(self, path: str) -> None:
+        """Forget a folder from which there is nothing any more."""
+        where, values = at(path)
+        self.connection.execute(f"DELETE FROM folders WHERE {where}", values)
+
+    def set_away(self, files: Iterable[int], away: bool) -> None:
+        """Note of files that they are kept although they were not found, or are found again."""
+        self.connection.executemany("UPDATE files SET away = ? WHERE id = ?", [(away, number) for number in files])
+
+    def count_try(self, file_id: int, tries: int) -> None:
+        """Note how often a file has broken its decoder; what was read from it before stays."""
+        self.connection.execute("UPDATE files SET tries = ? WHERE id = ?", (tries, file_id))
 
     def put_file(self, file: NewFile) -> int:
         """Write a file's row, or bring it up to date; its items stay. Returns its id."""
         where, values = at(file.path)
-        facts = (file.kind, file.size_bytes, file.modified_ns, file.content_hash, file.skipped, now())
+        facts = (
+            file.kind,
+            file.size_bytes,
+            file.modified_ns,
+            file.content_hash,
+            file.skipped,
+            file.reader,
+            file.tries,
+            now(),
+        )
         row = self.connection.execute(f"SELECT id FROM files WHERE {where}", values).fetchone()
         if row is None:
             cursor = self.connection.execute(
                 """INSERT INTO files
-                   (path, path_bytes, kind, size_bytes, modified_ns, content_hash, skipped, indexed_at)
-                   VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+                   (path, path_bytes, kind, size_bytes, modified_ns, content_hash, skipped, reader, tries, indexed_at)
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
                 (*to_columns(file.path), *facts),
             )
             return int(cursor.lastrowid or 0)
         self.connection.execute(
-            """UPDATE files SET kind = ?, size_bytes = ?, modified_ns = ?, content_hash = ?, skipped = ?, indexed_at = ?
-               WHERE id = ?""",
+            """UPDATE files SET kind = ?, size_bytes = ?, modified_ns = ?, content_hash = ?, skipped = ?, reader = ?,
+               tries = ?, indexed_at = ?, away = 0 WHERE id = ?""",
             (*facts, row[0]),
         )
         return int(row[0])
@@ -113,7 +154,7 @@ class Writer(Reader):
         if (there := self.file(to.path)) is not None:
             self.remove_files([there.id])
         self.connection.execute(
-            "UPDATE files SET path = ?, path_bytes = ?, size_bytes = ?, modified_ns = ? WHERE id = ?",
+            "UPDATE files SET path = ?, path_bytes = ?, size_bytes = ?, modified_ns = ?, away = 0 WHERE id = ?",
             (*to_columns(to.path), to.size_bytes, to.modified_ns, file.id),
         )
         for (item,) in self.connection.execute("SELECT id FROM items WHERE file_id = ?", (file.id,)).fetchall():
@@ -126,14 +167,19 @@ class Writer(Reader):
             gone += self.connection.execute(
                 "SELECT count(*) FROM items WHERE file_id = ? AND caption_of IS NULL", (number,)
             ).fetchone()[0]
-            # A side-car goes with its picture: left behind, it would count as read when the picture comes back.
-            self.connection.execute(
-                """DELETE FROM files WHERE kind = 'caption' AND id IN (SELECT c.file_id FROM items c
-                   JOIN items i ON i.id = c.caption_of WHERE i.file_id = ?)""",
+            beside = self.connection.execute(
+                """SELECT DISTINCT c.file_id FROM items c JOIN items i ON i.id = c.caption_of
+                   WHERE i.file_id = ? AND c.file_id IS NOT NULL""",
                 (number,),
-            )
+            ).fetchall()
             self.remove_items_of(number)
             self.connection.execute("DELETE FROM files WHERE id = ?", (number,))
+            # A side-car goes with the last of its pictures
+            self.connection.executemany(
+                """DELETE FROM files WHERE id = ? AND kind = 'caption'
+                   AND NOT EXISTS (SELECT 1 FROM items WHERE file_id = files.id)""",
+                beside,
+            )
         return gone
 
     def remove_items_of(self, file_id: int) -> None:
