@@ -13,7 +13,7 @@ Error                     catch this one to catch all of them
 └── IndexError_           the index on disk cannot be used
     ├── IndexLockedError  another process writes to it
     ├── IndexTooNewError  a newer mmsearch made it
-    ├── IndexDamagedError  SQLite finds it damaged
+    ├── IndexDamagedError  index.db holds what mmsearch never wrote
     └── IndexWriteError   the disk is full, or the folder cannot be written, holds a link, or went while it was open
 
 A message names the thing, what is wrong, and what to do; the command line prints it as it is.
@@ -77,7 +77,7 @@ class IndexTooNewError(IndexError_):
 
 
 class IndexDamagedError(IndexError_):
-    """SQLite finds index.db damaged."""
+    """What index.db holds is not what mmsearch wrote."""
 
 
 class IndexWriteError(IndexError_):

@@ -36,6 +36,7 @@ from mmsearch.search import Filters, Hit
 from mmsearch.store.metadata import Store
 from mmsearch.store.reader import Reader
 from mmsearch.store.records import KINDS, FileRow, HeadsRow, Kind, NewItem
+from mmsearch.store.soundness import says_damage
 from mmsearch.store.vectors import VectorIndex
 from mmsearch.store.writer import Writer
 
@@ -75,6 +76,7 @@ MANY_HITS = 1_000  # from which the collector of cycles is put off
 MAX_HITS = 1_000_000_000  # SQLite's numbers and FAISS's end not much higher
 
 
+@says_damage
 class Index:
     """Pictures and texts that can be searched; opens the index in a folder, or makes one there on the first `add`.
 

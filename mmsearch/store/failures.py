@@ -11,8 +11,11 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmsearch.errors import IndexDamagedError, IndexLockedError, IndexWriteError
+from mmsearch.errors import IndexDamagedError, IndexLockedError, IndexWriteError, in_a_line
 from mmsearch.store.files import refused
+
+# Errors without a number of their own, for tables and texts that mmsearch did not write
+OF_DAMAGE = ("no such table", "no such column", "Could not decode to UTF-8")
 
 
 @contextlib.contextmanager
@@ -22,8 +25,8 @@ def sqlite_failures(folder: Path) -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise damaged(folder, str(error)) from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or str(error).startswith(OF_DAMAGE):
+            raise damaged(folder, in_a_line(error)) from error
         if code == sqlite3.SQLITE_FULL:
             raise _full(folder) from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.store.failures import damaged
 from mmsearch.store.halves import floats, stacked
 from mmsearch.store.moments import Moments
 from mmsearch.store.paths import below, from_columns, to_columns
@@ -41,6 +42,7 @@ T = TypeVar("T", int, str, bytes)
 
 RARE = 2_000  # vectors of a kind; to look at all of them takes some 5 ms
 TIE_LETTERS = 200  # of a text, by which equals are ordered
+MOST_ID = 2**31  # of a vector, which no index reaches
 BOUND = 500  # values bound in one statement; SQLite's floor is 999
 # fmt: off
 ITEM_COLUMNS = (
@@ -424,7 +426,7 @@ class Reader:
             for way in ways
             for (number,) in self.connection.execute(f"SELECT v.id FROM {way}", (kind, *condition.values)).fetchall()
         ]
-        return np.sort(np.array(found, np.int64))
+        return self._selectable(np.sort(np.array(found, np.int64)))
 
     def _is_rare(self, kind: Kind) -> bool:
         """Whether there are so few vectors of a kind that to look at all of them is nothing beside the items."""
@@ -485,7 +487,13 @@ class Reader:
     def dead_vectors(self, kind: Kind) -> IntArray:
         """(n,) int64, sorted: ids of vectors that are gone but may still be held by a segment or a reader."""
         rows = self.connection.execute("SELECT id FROM dead_vectors WHERE kind = ? ORDER BY id", (kind,))
-        return np.fromiter((row[0] for row in rows), np.int64)
+        return self._selectable(np.fromiter((row[0] for row in rows), np.int64))
+
+    def _selectable(self, ids: IntArray) -> IntArray:
+        """Ids (n,), sorted, of which a selector can be made: a byte is taken for each number up to the last."""
+        if len(ids) and ids[-1] > MOST_ID:
+            raise damaged(self.folder, f"a vector has the number {ids[-1]}")
+        return ids
 
     def vectors_after(self, kind: Kind, after_id: int, through_id: int | None = None) -> Iterator[Block]:
         """Blocks of (ids (n,) int64, vectors (n, dim) float32), in the order of ids."""
