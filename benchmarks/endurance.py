@@ -19,6 +19,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections import Counter
@@ -28,11 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch  # noqa: F401  # once, and not by each run of `train heads`
 
 import mmsearch
 from mmsearch.cli import cli
 from mmsearch.errors import UsageError
 from tests import pictures
+from tests.indexes.make import HERE as OLD_INDEXES
+from tests.indexes.make import GridEncoder
 
 DISK_STEP = 64 * 1024
 VECTOR_TOLERANCE = 2e-3  # of float16 numbers of unit vectors; a batch of another size rounds otherwise
@@ -148,6 +152,8 @@ class Workplace:
         train = ["train", "heads", str(pairs), "--set", "epochs=2", "--name", "a"]
         for name, use in (("heads", "--no-use"), ("heads in use", "--use")):
             self.make_state(name, [["index", str(self.files)], [*train, use]])
+        with tarfile.open(OLD_INDEXES / "version-3.tar.gz") as archive:
+            archive.extractall(self.folder / "states", filter="data")
         changed = self.folder / "changed"
         shutil.copytree(self.files, changed)
         self.make_state("changed", [["index", str(changed)]])
@@ -207,6 +213,11 @@ def _add_items(index: Path) -> None:
         opened.add_images(images, ids=names, captions=[f"caption of {name}" for name in names])
 
 
+def _migrate(index: Path) -> None:
+    with mmsearch.Index(index, encoder=GridEncoder()) as opened:
+        opened.add_texts(["the first text after an upgrade"], ids=["upgrade"])
+
+
 def commands(workplace: Workplace) -> list[Command]:
     """Every command that writes."""
     files = str(workplace.files)
@@ -220,8 +231,12 @@ def commands(workplace: Workplace) -> list[Command]:
         Command("heads use", ("heads", "use", "a"), "heads", True),
         Command("heads off", ("heads", "off"), "heads in use", True),
         Command("heads remove", ("heads", "remove", "a"), "heads", True, (0, 2)),
+        Command(
+            "train heads", ("train", "heads", captions, "--set", "epochs=2", "--name", "a", "--use"), "first", True
+        ),
         Command("feedback add", ("feedback", "add", "a scene", "--like", "mm-1"), "first", True),
         Command("Index.add_images", (), "first", True, library=_add_items),
+        Command("migration", (), "version-3", True, library=_migrate),
     ]
 
 
@@ -380,6 +395,8 @@ WRITER = """
 import json, random, sys, time
 import mmsearch
 from tests import pictures
+from tests.indexes.make import HERE as OLD_INDEXES
+from tests.indexes.make import GridEncoder
 
 folder, number, until = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 draw = random.Random(number)
