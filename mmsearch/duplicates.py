@@ -3,8 +3,9 @@
 Copies to the byte have the same content hash. For versions, the nearest by vector are looked at: near in what they
 show, which is not yet the same picture. So their pixels decide. Both are made small and grey, one is laid over the cut
 of the other that it fits best, and how well their details correlate is their likeness: 1 for the same picture, whatever
-its size, format, brightness and colours. Details alone: whole pages of text, blurred, are all alike. What was measured,
-and perceptual hashes beside it, is in tests/benchmarks/duplicates.py.
+its size, format, brightness and colours. Details alone: whole pages of text, blurred, are all alike. And everywhere:
+two playing cards are alike but for a sign, so that the part counts in which they differ most. What was measured, and
+perceptual hashes beside it, is in tests/benchmarks/duplicates.py.
 
 All pairs of 100,000 pictures would be five billion. FAISS finds the neighbours of each, and only files of pictures that
 are near enough to one another are read.
@@ -17,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +39,20 @@ PROBES = 8  # cells that are looked into, beyond
 SIDE = 64  # px; of a picture that is compared
 COARSE, FINE = 16, 32  # px; of a cut, to find where one lies in the other, and to compare details
 LENGTHS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # of a cut along a side; each is tried at both ends and in the middle
-STEPS = (0.025, 0.0125)  # by which the best cut is then moved and stretched
+STEPS = (0.025, 0.0125, 0.00625, 0.003125)  # by which the best cut is then moved and stretched
 ROUGHLY = 0.8  # the least coarse correlation for which details are compared
 BLUR = 7  # px of FINE, beyond which nothing is a detail
 FLAT = 1.0  # grey levels of deviation, below which there is nothing to correlate
+PART, PART_STEP = 8, 4  # px of FINE; of a part that is compared by itself, and from one to the next
+# A part's details that the other picture does not explain cost likeness: by how much they are, in shares of a part's
+# mean details, and by their share of the part's own. At 0.9, a drawing with a sign of its own is another one.
+COST, OWN_COST = 0.3, 0.2
+OWN_FROM = 0.25  # of a part's mean details; with fewer it has none of its own
+NOISE = 6.0  # grey levels squared; less is no detail
 COMPARED_AT_ONCE = 64
+Span: TypeAlias = tuple[float, float]  # where a cut begins along a side, and how long it is, in shares of that
+WHOLE: Span = (0.0, 1.0)
+_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ def find(
     if threshold < 1.0 and len(contents) > 1:
         pairs = near_pairs(np.stack([vectors[rows[0].item] for rows in contents]))
     seen = _read(contents, np.unique(pairs).tolist(), progress)
-    stars = _stars(pairs, seen.greys, threshold)
+    stars = _stars(pairs, seen.small, threshold)
     groups = []
     for place, files in seen.files.items():
         versions = stars.get(place, {})
@@ -205,7 +215,7 @@ class _Seen:
     """The files that may belong to a group, as they are now."""
 
     files: dict[int, list[_File]]  # place of a content -> those that hold it still
-    greys: dict[int, npt.NDArray[np.uint8]]  # place -> (SIDE, SIDE) uint8, of those that are compared
+    small: dict[int, npt.NDArray[np.uint8]]  # place -> `planes`, of those that are compared
     unread: int
     others: int
 
@@ -231,16 +241,16 @@ def _read(
             unread += len(file.rows)
         done += 1
         progress(Progress(done, total, unread))
-    greys = {}
-    for path, content, seen in _greys(list(paths)):
+    small = {}
+    for path, content, seen in _pictures(list(paths)):
         place = paths[path]
         if content == contents[place][0].content_hash and seen is not None:
-            greys[place] = seen
+            small[place] = seen
         else:
             unread += 1
         done += 1
         progress(Progress(done, total, unread))
-    return _Seen({place: found for place, found in files.items() if found}, greys, unread, others)
+    return _Seen({place: found for place, found in files.items() if found}, small, unread, others)
 
 
 def _content(file: _File) -> str | None:
@@ -305,8 +315,8 @@ def alike(paths: Sequence[str | None], vectors: FloatArray, threshold: float = T
     """
     pairs = near_pairs(vectors) if len(vectors) > 1 else np.empty((0, 2), np.int64)
     wanted = {place: path for place in np.unique(pairs).tolist() if (path := paths[place]) is not None}
-    greys = {path: grey for path, _, grey in _greys(list(dict.fromkeys(wanted.values()))) if grey is not None}
-    seen = {place: greys[path] for place, path in wanted.items() if path in greys}
+    small = {path: one for path, _, one in _pictures(list(dict.fromkeys(wanted.values()))) if one is not None}
+    seen = {place: small[path] for place, path in wanted.items() if path in small}
     found: list[tuple[int, int]] = []
     for one, others in _partners(pairs, seen).items():
         scores = likenesses(seen[one], np.stack([seen[other] for other in others]))
@@ -348,8 +358,8 @@ def near_pairs(vectors: FloatArray, near: float = NEAR) -> IntArray:
     return unique
 
 
-def _greys(paths: Sequence[str]) -> Iterator[tuple[str, str | None, npt.NDArray[np.uint8] | None]]:
-    """Of each file its path, content hash and (SIDE, SIDE) uint8; None and None where it cannot be read any more."""
+def _pictures(paths: Sequence[str]) -> Iterator[tuple[str, str | None, npt.NDArray[np.uint8] | None]]:
+    """Of each file its path, content hash and `planes`; None and None where it cannot be read any more."""
     if not paths:
         return
     from mmsearch.decoding import DecodePool, Skip  # here, with what they import: a search has no use for them
@@ -360,23 +370,30 @@ def _greys(paths: Sequence[str]) -> Iterator[tuple[str, str | None, npt.NDArray[
             if isinstance(decoded, Skip):
                 yield path, None, None
             else:
-                yield path, decoded.facts.content_hash, grey(decoded.pixels)
+                yield path, decoded.facts.content_hash, planes(decoded.pixels)
 
 
-def grey(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(SIDE, SIDE, 3) uint8 -> (SIDE, SIDE) uint8, the luma of ITU-R BT.601."""
-    return np.rint(pixels @ np.array([0.299, 0.587, 0.114], np.float32)).astype(np.uint8)
+def planes(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """(SIDE, SIDE, 3) uint8 RGB -> (SIDE * 3 // 2, SIDE) uint8: luma, and below it both colours at half the size.
+
+    YCbCr of ITU-R BT.601, laid out as I420: half of the memory, for what is looked at but coarsely.
+    """
+    ycc = pixels @ _YCC.T + np.array([0, 128, 128], np.float32)  # (SIDE, SIDE, 3)
+    tints = ycc[..., 1:].reshape(SIDE // 2, 2, SIDE // 2, 2, 2).mean(axis=(1, 3))
+    laid_out = np.vstack((ycc[..., 0], np.hstack((tints[..., 0], tints[..., 1]))))
+    small: npt.NDArray[np.uint8] = np.rint(laid_out).clip(0, 255).astype(np.uint8)
+    return small
 
 
 def likenesses(one: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> FloatArray:
-    """(n,) float32, 0 to 1: of a grey picture (SIDE, SIDE) with each of (n, SIDE, SIDE).
+    """(n,) float32, 0 to 1: of a picture as `planes` makes it with each of n such.
 
     0 where they are not even roughly alike, and for what is one flat tone.
     """
-    mine = _normal(_cuts(one[None], _coarse(), len(_CUTS)))[0]
+    mine = _normal(_cuts(one[None, :SIDE], _coarse(), len(_CUTS)))[0]
     found = np.zeros(len(others), np.float32)
     for start in range(0, len(others), COMPARED_AT_ONCE):
-        theirs = _normal(_cuts(others[start : start + COMPARED_AT_ONCE], _coarse(), len(_CUTS)))
+        theirs = _normal(_cuts(others[start : start + COMPARED_AT_ONCE, :SIDE], _coarse(), len(_CUTS)))
         in_mine, in_theirs = theirs[:, 0] @ mine.T, theirs @ mine[0]  # (n, cuts)
         for place in np.flatnonzero(np.maximum(in_mine.max(axis=1), in_theirs.max(axis=1)) >= ROUGHLY).tolist():
             other = others[start + place]
@@ -388,8 +405,11 @@ def likenesses(one: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> Flo
 
 
 def _likeness_in_detail(larger: npt.NDArray[np.uint8], part: npt.NDArray[np.uint8], cut: int) -> float:
-    """The highest correlation of a part's details with those of a picture near one of its coarse cuts."""
-    details = _details(_cuts(part[None], _sampling([(0.0, 1.0)], FINE), 1))[0, 0]
+    """The highest correlation of a part's details with those of a picture near one of its coarse cuts.
+
+    Less, where the two differ in a place more than that says.
+    """
+    details = _details(_cuts(part[None, :SIDE], _sampling([WHOLE], FINE), 1))[0, 0]
     spans = [_CUTS[place] for place in divmod(cut, len(_CUTS))]
     best = 0.0
     for step in STEPS:
@@ -398,14 +418,50 @@ def _likeness_in_detail(larger: npt.NDArray[np.uint8], part: npt.NDArray[np.uint
             for at, length in spans
         ]
         rows, columns = (_sampling(tried, FINE) for tried in moved)
-        scores = _details(_cuts(larger[None], rows, len(moved[0]), columns))[0] @ details
+        scores = _details(_cuts(larger[None, :SIDE], rows, len(moved[0]), columns))[0] @ details
         highest = int(scores.argmax())
         best = max(best, float(scores[highest]))
         spans = [tried[place] for tried, place in zip(moved, divmod(highest, len(moved[0])), strict=True)]
-    return best
+    return max(min(best, _likeness_of_parts(larger, part, spans)), 0.0)
 
 
-def _within(start: float, length: float) -> tuple[float, float]:
+def _likeness_of_parts(larger: npt.NDArray[np.uint8], part: npt.NDArray[np.uint8], spans: list[Span]) -> float:
+    """1 less what the two differ in most, part by part, when one is laid over a cut of the other.
+
+    A part's details are explained by the other's there in any mixture of its luma and colours, so that no recolouring
+    counts, and shades that luma does not tell apart are still seen. Each has to explain the other.
+    """
+    seen = [_parts(larger, spans[0], spans[1]), _parts(part, WHOLE, WHOLE)]  # (parts, PART * PART, 3) each
+    likeness = 1.0
+    for mine, theirs in (seen, seen[::-1]):
+        luma = mine[..., :1]
+        products = theirs.swapaxes(1, 2) @ theirs + NOISE * PART**2 / 2 * np.eye(3, dtype=np.float32)
+        left = luma - theirs @ np.linalg.solve(products, theirs.swapaxes(1, 2) @ luma)
+        own, unexplained = (np.square(details).sum(axis=(1, 2)) for details in (luma, left))
+        usual = max(float(own.mean()), NOISE * PART**2 / 4)
+        likeness = min(likeness, 1 - COST * float(unexplained.max()) / usual)
+        has_own = own >= max(OWN_FROM * usual, NOISE * PART**2)
+        if has_own.any():
+            likeness = min(likeness, 1 - OWN_COST * float((unexplained[has_own] / own[has_own]).max()))
+    return likeness
+
+
+def _parts(picture: npt.NDArray[np.uint8], rows: Span, columns: Span) -> FloatArray:
+    """(parts, PART * PART, 3): the details of luma and colours of a cut, part by part."""
+    half = SIDE // 2
+    tall, wide, tall_tint, wide_tint = (
+        _sampling([span], FINE, side) for side in (SIDE, half) for span in (rows, columns)
+    )
+    cut = [tall @ picture[:SIDE].astype(np.float32) @ wide.T]
+    cut += [tall_tint @ picture[SIDE:, start : start + half].astype(np.float32) @ wide_tint.T for start in (0, half)]
+    stack = np.stack(cut)  # (3, FINE, FINE)
+    stack -= _blurring() @ stack @ _blurring().T
+    windows = np.lib.stride_tricks.sliding_window_view(stack, (PART, PART), axis=(1, 2))[:, ::PART_STEP, ::PART_STEP]
+    parts: FloatArray = windows.reshape(3, -1, PART * PART).transpose(1, 2, 0)
+    return parts
+
+
+def _within(start: float, length: float) -> Span:
     start = max(start, 0.0)
     return start, min(length, 1.0 - start)
 
@@ -430,11 +486,11 @@ def _details(cuts: FloatArray) -> FloatArray:
     return _normal((square - _blurring() @ square @ _blurring().T).reshape(cuts.shape).astype(np.float32))
 
 
-def _sampling(cuts: Sequence[tuple[float, float]], side: int) -> FloatArray:
-    """(cuts * side, SIDE): each row the share that every pixel of a line has in one of a cut's."""
-    edges = np.array([[SIDE * (start + length * edge / side) for edge in range(side + 1)] for start, length in cuts])
+def _sampling(cuts: Sequence[Span], side: int, of: int = SIDE) -> FloatArray:
+    """(cuts * side, of): each row the share that every pixel of a line has in one of a cut's."""
+    edges = np.array([[of * (start + length * edge / side) for edge in range(side + 1)] for start, length in cuts])
     low, high = edges[:, :-1].reshape(-1, 1), edges[:, 1:].reshape(-1, 1)
-    pixel = np.arange(SIDE)
+    pixel = np.arange(of)
     covered = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None)
     shares: FloatArray = (covered / (high - low)).astype(np.float32)
     return shares

@@ -1,6 +1,8 @@
 """Pictures that are one picture are told from pictures that only look alike, however many there are."""
 
+import io
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance
 
 from mmsearch import Client, Index, Progress
-from mmsearch.duplicates import EXACT_TO, Group, likenesses, near_pairs
+from mmsearch.duplicates import EXACT_TO, SIDE, Group, likenesses, near_pairs, planes
 from mmsearch.errors import UsageError
 from tests.colours import ColourEncoder
 from tests.conftest import Run
@@ -116,8 +118,81 @@ def test_pages_of_text_in_one_layout_are_different_pictures() -> None:
     lines = np.arange(64) % 4 < 2
     pages = np.where(lines[:, None] & (rng.random((2, 64, 64)) < 0.5), 60, 250).astype(np.uint8)
     pages[:, :, :8] = pages[:, :8] = 250
-    assert likenesses(pages[0], pages[1:])[0] < 0.8
-    assert likenesses(pages[0], pages[:1])[0] > 0.99
+    one, other = (planes(np.repeat(page[:, :, None], 3, axis=2)) for page in pages)
+    assert likenesses(one, other[None])[0] < 0.8
+    assert likenesses(one, one[None])[0] > 0.99
+
+
+def small(image: Image.Image) -> Any:
+    """A picture as it is compared."""
+    return planes(np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)))
+
+
+def likeness(one: Image.Image, other: Image.Image) -> float:
+    return float(likenesses(small(one), small(other)[None])[0])
+
+
+def card(pips: int, colour: str = "black", sign: str = "square") -> Image.Image:
+    """A playing card: a frame, its corners, and pips."""
+    image = Image.new("RGB", (240, 320), "ivory")
+    draw = ImageDraw.Draw(image)
+    for inset in (4, 14):
+        draw.rectangle((inset, inset, 239 - inset, 319 - inset), outline="firebrick", width=3)
+    for x, y in ((30, 34), (210, 286)):
+        draw.rectangle((x - 10, y - 12, x + 10, y + 12), fill=colour)
+    for place in range(pips):
+        x, y = 80 + 80 * (place % 2), 70 + 60 * (place // 2)
+        (draw.ellipse if sign == "disc" else draw.rectangle)((x - 16, y - 16, x + 16, y + 16), fill=colour)
+    return image
+
+
+def clock(hour: float) -> Image.Image:
+    """A clock face with two hands."""
+    image = Image.new("RGB", (300, 300), "white")
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((10, 10, 290, 290), outline="navy", width=14)
+    for angle in range(12):
+        at = [150 + r * f(angle * math.pi / 6) for r in (110, 128) for f in (math.sin, math.cos)]
+        draw.line(at, fill="navy", width=6)
+    for turn, length in ((hour / 12, 65), (hour % 1, 100)):
+        angle = 2 * math.pi * turn
+        draw.line((150, 150, 150 + length * math.sin(angle), 150 - length * math.cos(angle)), fill="navy", width=9)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (card(9), card(8)),
+        (card(8), card(7)),
+        (card(6, sign="disc"), card(8, sign="disc")),
+        (card(4, "firebrick"), card(5, "black")),
+        (clock(7), clock(12)),
+        (clock(3.25), clock(9.25)),
+        (clock(6), clock(5)),
+    ],
+)
+def test_drawings_that_differ_in_a_sign_are_different_pictures(one: Image.Image, other: Image.Image) -> None:
+    assert likeness(one, other) < 0.9
+    assert likeness(other, one) < 0.9
+
+
+@pytest.mark.parametrize("drawn", [card(8), card(5, "firebrick"), clock(7)])
+def test_versions_of_a_drawing_are_one_picture(drawn: Image.Image) -> None:
+    jpeg = io.BytesIO()
+    drawn.save(jpeg, "JPEG", quality=30)
+    hue, saturation, value = drawn.convert("HSV").split()
+    versions = [
+        drawn.resize((drawn.width * 2 // 5, drawn.height * 2 // 5)),
+        Image.open(jpeg),
+        drawn.convert("L"),
+        Image.merge("HSV", (hue.point(lambda level: (level + 85) % 256), saturation, value)),
+        ImageEnhance.Brightness(drawn).enhance(0.6),
+        drawn.crop((0, 0, drawn.width * 9 // 10, drawn.height)),
+        drawn.crop((drawn.width // 20, drawn.height // 20, drawn.width * 19 // 20, drawn.height * 19 // 20)),
+    ]
+    for version in versions:
+        assert min(likeness(drawn, version), likeness(version, drawn)) >= 0.9
 
 
 def test_neighbours_are_found_among_more_than_are_compared_one_by_one() -> None:

@@ -39,8 +39,8 @@ def duplicates_command(
 ) -> None:
     """Find pictures that are one: copies, and the same resized, recompressed, recoloured or with its edges cut off.
 
-    The first of a group has the most pixels. Likeness is how well the details of two small grey versions correlate;
-    0.9 finds nearly all such copies, and may take icons that differ in a small sign for one. Look before you delete.
+    The first of a group has the most pixels. Likeness is how well the details of two small versions correlate, in the
+    part in which they do so least; 0.9 finds nearly all such copies. Look before you delete.
 
     Links and hard links to one file are that file, not copies of it. The files are read again, and what has changed
     since it was indexed is left out.

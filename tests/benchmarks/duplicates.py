@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from mmsearch import load_encoder
-from mmsearch.duplicates import NEAR, SIDE, THRESHOLD, grey, likenesses
+from mmsearch.duplicates import NEAR, SIDE, THRESHOLD, likenesses, planes
 from mmsearch.embedding import embed_pixels, pixels_of
 from mmsearch.encoders.preprocess import PixelSpec, fit
 from mmsearch.media import load_rgb
@@ -119,7 +119,7 @@ class _Measure:
         spec = PixelSpec(SIDE, SIDE, resize="squash", interpolation="bilinear")
         (embedded,) = embed_pixels(self._encoder, [fit(picture, self._spec)])
         bits = None if self._hash is None else self._hash(picture).hash.ravel()
-        return embedded.vector, grey(fit(picture, spec)), bits
+        return embedded.vector, planes(fit(picture, spec)), bits
 
 
 def _row(what: str, pairs: list[tuple[Seen, Seen]]) -> Row:
@@ -142,7 +142,7 @@ def _likeness(one: Seen, other: Seen) -> float:
 
 
 def _has_details(picture: Image.Image) -> bool:
-    seen = grey(fit(picture, PixelSpec(SIDE, SIDE, resize="squash", interpolation="bilinear")))
+    seen = planes(fit(picture, PixelSpec(SIDE, SIDE, resize="squash", interpolation="bilinear")))
     return bool(likenesses(seen, seen[None])[0] > 0)
 
 
