@@ -21,10 +21,12 @@ def convert(
     free: Mapping[str, Mapping[int, str]],
     path: Path,
     outputs: Sequence[str] = ("features",),
+    operators: Mapping[Any, Any] | None = None,
 ) -> None:
     """Writes an ONNX file. samples: an input of each name, in the order of the module's arguments.
 
-    free: the axes of inputs that may be of any length, each with its name; one name is one length. Raises ModelError.
+    free: the axes of inputs that may be of any length, each with its name; one name is one length. operators: of our
+    own, each with what makes ONNX of it. Raises ModelError.
     """
     dims = {label: torch.export.Dim(label) for axes in free.values() for label in axes.values()}
     shapes = tuple({axis: dims[label] for axis, label in free.get(name, {}).items()} for name in samples)
@@ -40,6 +42,7 @@ def convert(
                     output_names=list(outputs),
                     dynamic_shapes=shapes,
                     opset_version=OPSET,
+                    custom_translation_table=dict(operators or {}),
                     verbose=False,
                 )
         except torch.onnx.OnnxExporterError as error:
@@ -57,5 +60,5 @@ def _check_free(inputs: Sequence[Any], free: Mapping[str, Mapping[int, str]]) ->
             if isinstance(value.shape[axis], int):
                 raise ModelError(
                     f"torch {torch.__version__} writes '{value.name}' for {value.shape[axis]} alone along axis {axis}, "
-                    "not for any length. Use a newer torch (pip install -U torch torchvision)."
+                    "not for any length. Take another tower, or another version of torch."
                 )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmsearch.errors import ModelError, UsageError, in_a_line
 from mmsearch.train.design import TEXT_KINDS, EncoderDesign
+from mmsearch.train.recurrent import Lstm
 
 PAD = 0  # the token that fills up; every tokenizer that is learned here has it first
 MASKED = -1e4  # below every activation; finite, so that half precision and ONNX Runtime keep it
@@ -164,8 +165,8 @@ class BiLstm(TextTower):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width, padding_idx=PAD)
         self.dropout = nn.Dropout(dropout)
-        self.onward = nn.ModuleList(nn.LSTM(width, width // 2, batch_first=True) for _ in range(layers))
-        self.back = nn.ModuleList(nn.LSTM(width, width // 2, batch_first=True) for _ in range(layers))
+        self.onward = nn.ModuleList(Lstm(width, width // 2) for _ in range(layers))
+        self.back = nn.ModuleList(Lstm(width, width // 2) for _ in range(layers))
         self.width = self.token_width = width
 
     def forward(self, input_ids: Tensor) -> Read:
