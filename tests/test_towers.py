@@ -14,11 +14,12 @@ import torch
 
 from mmsearch import load_encoder
 from mmsearch.encoders.joint import describing_of, fused_of
-from mmsearch.errors import ModelError
+from mmsearch.errors import ModelError, UsageError
 from mmsearch.sources.pairs import PairColumns
 from mmsearch.train.design import FUSIONS, TEXT_KINDS, TWO_TOWER, EncoderDesign
 from mmsearch.train.encoder import train_encoder
 from mmsearch.train.recurrent import Lstm, lstm
+from mmsearch.train.towers import as_timm, given_folder, image_tower
 from tests import toys
 
 IMAGES = ("resnet10t", "efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224")
@@ -144,3 +145,34 @@ def test_the_lstm_that_is_written_is_torchs() -> None:
     with torch.inference_mode():
         written = lstm(tokens, layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
         torch.testing.assert_close(written, layer(tokens)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("vgg16", 224), ("resnet50", 64), ("inception_v3", 128)])
+def test_weights_of_torchvision_give_torchvisions_features(name: str, size: int) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    extra = {"aux_logits": True, "init_weights": False} if name == "inception_v3" else {}
+    theirs = torchvision.models.get_model(name, weights=None, **extra).eval()
+    tower = image_tower(EncoderDesign.of({"image_tower": name, "image_size": size})).eval()
+    own = tower.trunk.state_dict()
+    given = as_timm(theirs.state_dict(), own)
+    assert all(given[key].shape == own[key].shape for key in own if not key.endswith("num_batches_tracked"))
+    tower.trunk.load_state_dict({key: given[key] for key in own if key in given}, strict=False)
+    if name == "vgg16":
+        theirs.classifier[6] = torch.nn.Identity()
+    else:
+        theirs.fc = torch.nn.Identity()
+    normal = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        due = theirs(normal)
+        torch.testing.assert_close(tower.read(normal).features, due, atol=1e-4 * float(due.abs().max()), rtol=1e-3)
+
+
+def test_a_name_of_the_hub_says_how_to_get_there_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"cannot be reached.*hf download no-such/model --local-dir FOLDER"):
+        given_folder("no-such/model")
+    with pytest.raises(UsageError, match="There is no text tower 'brt'; did you mean bert"):
+        given_folder("brt")

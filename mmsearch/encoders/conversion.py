@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.encoders.sessions import optimise
 from mmsearch.errors import ModelError
 
@@ -51,6 +52,14 @@ def convert(
         program.save(Path(plain) / path.name, external_data=True)
         del program
         optimise(Path(plain) / path.name, path)
+
+
+def sample_pixels(spec: PixelSpec) -> Tensor:
+    """(3, h, w, 3) uint8: three images that have little in common, noise, a gradient and stripes."""
+    noise = torch.randint(0, 256, (spec.height, spec.width, 3), generator=torch.Generator().manual_seed(0))
+    gradient = torch.linspace(0, 255, spec.width)[None, :, None].expand_as(noise)
+    stripes = (torch.arange(spec.height) // 16 % 2 * 255)[:, None, None].expand_as(noise)
+    return torch.stack([noise, gradient.long(), stripes]).to(torch.uint8)
 
 
 def _check_free(inputs: Sequence[Any], free: Mapping[str, Mapping[int, str]]) -> None:

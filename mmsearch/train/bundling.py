@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmsearch.encoders.base import FloatArray
 from mmsearch.encoders.bundle import Bundle
 from mmsearch.encoders.calibration import Calibration
-from mmsearch.encoders.conversion import convert
+from mmsearch.encoders.conversion import convert, sample_pixels
 from mmsearch.encoders.joint import describing_of, fused_of
 from mmsearch.encoders.manifest import HeadSpec
 from mmsearch.encoders.preprocess import PixelSpec
@@ -61,7 +61,7 @@ def make_bundle(
     """
     model.eval()
     design = model.design
-    pixels = _sample_pixels(spec)
+    pixels = sample_pixels(spec)
     ids = torch.from_numpy(words.rows(list(SAMPLES)))
     with torch.inference_mode():
         shown, said = model.image(pixels), model.text(ids)
@@ -122,7 +122,7 @@ def check_writable(model: Model, words: Words, spec: PixelSpec, scratch: Path) -
 
 
 def _write_graphs(model: Model, words: Words, spec: PixelSpec, draft: Path) -> None:
-    pixels = _sample_pixels(spec)
+    pixels = sample_pixels(spec)
     ids = torch.from_numpy(words.rows(list(SAMPLES)))
     joint = model.fusion is not None or model.decoder is not None
     outputs = ("features", "tokens") if joint else ("features",)
@@ -168,14 +168,6 @@ def _stands_out(model: Model, words: Words, held_out: HeldOut | None) -> FloatAr
 
 def _linear(layer: nn.Linear) -> HeadSpec:
     return HeadSpec("linear", {"weight": layer.weight.detach().T.contiguous().numpy()})
-
-
-def _sample_pixels(spec: PixelSpec) -> Tensor:
-    """Three pictures that have little in common: noise, a gradient, stripes."""
-    noise = torch.randint(0, 256, (spec.height, spec.width, 3), generator=torch.Generator().manual_seed(0))
-    gradient = torch.linspace(0, 255, spec.width)[None, :, None].expand_as(noise)
-    stripes = (torch.arange(spec.height) // 16 % 2 * 255)[:, None, None].expand_as(noise)
-    return torch.stack([noise, gradient.long(), stripes]).to(torch.uint8)
 
 
 def _card(name: str, model: Model, spec: PixelSpec, words: Words, facts: Mapping[str, str]) -> str:
