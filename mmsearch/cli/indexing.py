@@ -202,7 +202,8 @@ def remove_command(paths: tuple[str, ...], index_name: str, wait: bool) -> None:
 def models_command(as_json: bool) -> None:
     """List the names that --model takes.
 
-    Besides these, any open_clip model works by its name (ARCH/TAG, hf-hub:…, local-dir:…) and any bundle by its folder.
+    Besides these, any open_clip model works by its name (ARCH/TAG, hf-hub:…, local-dir:…), any bundle by its folder,
+    and by its folder a CLIP, SigLIP or AltCLIP that transformers saved.
 
     \b
     Examples:

@@ -147,6 +147,7 @@ def resolve(name: str) -> str:
     folder = Path(os.path.expanduser(name))
     if (folder / MANIFEST).is_file():
         return Bundle.open(folder).name
+    name = _with_scheme(name, folder)
     _check_form(name, folder)
     from mmsearch.encoders.openclip import parse_name
 
@@ -195,6 +196,7 @@ def _bundle(name: str, precision: Precision, progress: Notify) -> Bundle:
     if name not in _BY_NAME:
         if (folder / MANIFEST).is_file():
             return _as_it_is(name, folder, precision)
+        name = _with_scheme(name, folder)
         _check_form(name, folder)
     from mmsearch.encoders.openclip import bundle_for
 
@@ -269,15 +271,22 @@ def _has_weights(entry: CatalogEntry) -> bool:
     return any(isinstance(try_to_load_from_cache(entry.hub, name), str) for name in _WEIGHT_FILES)
 
 
+def _with_scheme(name: str, folder: Path) -> str:
+    """The name of a folder that somebody else's library saved, with what says whose."""
+    if (folder / "open_clip_config.json").is_file():
+        return f"local-dir:{name}"
+    return f"hf-dir:{name}" if (folder / "config.json").is_file() else name
+
+
 def _check_form(name: str, folder: Path) -> None:
     """Raises ModelError for a name that is neither a bundle nor in one of open_clip's forms."""
+    if name.startswith(("local-dir:", "hf-dir:", "hf-hub:")) or "@" in name:
+        return
     if folder.is_dir():
         raise ModelError(
-            f"{name} is a folder, but not an mmsearch model: it has no {MANIFEST}. "
-            f"An open_clip model in a folder is `local-dir:{name}`."
+            f"{name} is a folder, but not an mmsearch model: it has no {MANIFEST}. A folder with open_clip_config.json "
+            f"is an open_clip model, `local-dir:{name}`; one with config.json is transformers', `hf-dir:{name}`."
         )
-    if name.startswith(("local-dir:", "hf-hub:")) or "@" in name:
-        return
     if not name.strip("/") or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise ModelError(f"There is no model in {name!r}: no such folder.")
     if "/" in name:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.encoders.sessions import optimise
 from mmsearch.errors import ModelError
 
@@ -21,10 +22,12 @@ def convert(
     free: Mapping[str, Mapping[int, str]],
     path: Path,
     outputs: Sequence[str] = ("features",),
+    operators: Mapping[Any, Any] | None = None,
 ) -> None:
     """Writes an ONNX file. samples: an input of each name, in the order of the module's arguments.
 
-    free: the axes of inputs that may be of any length, each with its name; one name is one length. Raises ModelError.
+    free: the axes of inputs that may be of any length, each with its name; one name is one length. operators: of our
+    own, each with what makes ONNX of it. Raises ModelError.
     """
     dims = {label: torch.export.Dim(label) for axes in free.values() for label in axes.values()}
     shapes = tuple({axis: dims[label] for axis, label in free.get(name, {}).items()} for name in samples)
@@ -40,6 +43,7 @@ def convert(
                     output_names=list(outputs),
                     dynamic_shapes=shapes,
                     opset_version=OPSET,
+                    custom_translation_table=dict(operators or {}),
                     verbose=False,
                 )
         except torch.onnx.OnnxExporterError as error:
@@ -50,6 +54,14 @@ def convert(
         optimise(Path(plain) / path.name, path)
 
 
+def sample_pixels(spec: PixelSpec) -> Tensor:
+    """(3, h, w, 3) uint8: three images that have little in common, noise, a gradient and stripes."""
+    noise = torch.randint(0, 256, (spec.height, spec.width, 3), generator=torch.Generator().manual_seed(0))
+    gradient = torch.linspace(0, 255, spec.width)[None, :, None].expand_as(noise)
+    stripes = (torch.arange(spec.height) // 16 % 2 * 255)[:, None, None].expand_as(noise)
+    return torch.stack([noise, gradient.long(), stripes]).to(torch.uint8)
+
+
 def _check_free(inputs: Sequence[Any], free: Mapping[str, Mapping[int, str]]) -> None:
     """Raises ModelError where an axis that has to be free was fixed, as torch 2.11 does with the length of an LSTM."""
     for value in inputs:
@@ -57,5 +69,5 @@ def _check_free(inputs: Sequence[Any], free: Mapping[str, Mapping[int, str]]) ->
             if isinstance(value.shape[axis], int):
                 raise ModelError(
                     f"torch {torch.__version__} writes '{value.name}' for {value.shape[axis]} alone along axis {axis}, "
-                    "not for any length. Use a newer torch (pip install -U torch torchvision)."
+                    "not for any length. Take another tower, or another version of torch."
                 )

@@ -31,10 +31,11 @@ from safetensors import SafetensorError
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
+from mmsearch.encoders import hugging_face
 from mmsearch.encoders.bundle import Bundle
-from mmsearch.encoders.conversion import convert
+from mmsearch.encoders.conversion import convert, sample_pixels
 from mmsearch.encoders.manifest import Clean, HeadSpec, TextSpec
-from mmsearch.encoders.openclip import OUT_OF_REACH, Progress
+from mmsearch.encoders.openclip import HF_DIR, OUT_OF_REACH, Progress
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.encoders.writing import write_bundle
 from mmsearch.errors import ModelError
@@ -80,7 +81,7 @@ def write_model(
     """
     mean, deviation, pixels = pixels_of(model.visual.preprocess_cfg)
     text, tokenizer_json = _text(tokenizer, model)
-    sample, ids = _sample_pixels(pixels), tokenizer(list(SAMPLES))  # (n, h, w, 3) uint8, (n, t) int64
+    sample, ids = sample_pixels(pixels), tokenizer(list(SAMPLES))  # (n, h, w, 3) uint8, (n, t) int64
     with torch.inference_mode():
         expected_images = model.encode_image(Normalised(nn.Identity(), mean, deviation)(sample)).numpy()
         expected_texts = model.encode_text(ids).numpy()
@@ -135,6 +136,10 @@ def main() -> None:
 
     name, model_name, weights, folder, licence = json.loads(sys.argv[1])
     try:
+        if model_name.startswith(HF_DIR):
+            source = Path(model_name.removeprefix(HF_DIR))
+            hugging_face.export_bundle(name, source, folder, licence, lambda line: say("progress", line))
+            return
         export_bundle(name, model_name, weights, folder, licence=licence, progress=lambda line: say("progress", line))
     except ModelError as error:
         say("failure", str(error))
@@ -286,14 +291,6 @@ def pixels_of(settings: dict[str, Any]) -> tuple[list[float], list[float], Pixel
         "bilinear" if settings["interpolation"] == "bilinear" else "bicubic"  # as open_clip reads "random"
     )
     return mean, deviation, PixelSpec(width, height, settings["resize_mode"], interpolation, settings["fill_color"])
-
-
-def _sample_pixels(pixels: PixelSpec) -> Tensor:
-    """Three pictures that have little in common: noise, a gradient, stripes."""
-    noise = torch.randint(0, 256, (pixels.height, pixels.width, 3), generator=torch.Generator().manual_seed(0))
-    gradient = torch.linspace(0, 255, pixels.width)[None, :, None].expand_as(noise)
-    stripes = (torch.arange(pixels.height) // 16 % 2 * 255)[:, None, None].expand_as(noise)
-    return torch.stack([noise, gradient.long(), stripes]).to(torch.uint8)
 
 
 def _take_image_head(visual: Any) -> HeadSpec:

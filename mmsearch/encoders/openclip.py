@@ -3,6 +3,7 @@
     ARCHITECTURE/TAG      ViT-B-32-256/datacomp_s34b_b86k, as `open_clip.list_pretrained()` has them
     hf-hub:ORG/NAME       a repository on the Hugging Face hub
     local-dir:FOLDER      a folder with open_clip_config.json and weights
+    hf-dir:FOLDER         a folder that transformers saved: CLIP, SigLIP or AltCLIP
     ARCHITECTURE@FILE     a checkpoint, .safetensors or .pt; a file that holds more than weights is refused, not run
 
 The conversion (`mmsearch.encoders.export`, the only module outside `train/` that imports open_clip) runs in a process
@@ -34,6 +35,7 @@ from mmsearch.errors import ModelError
 Progress: TypeAlias = Callable[[str], None]
 MakeBundle: TypeAlias = Callable[[Path], Bundle]
 
+HF_DIR = "hf-dir:"
 HUB_SECONDS = 3.0  # how long the hub may take to answer at all, before a model is looked for on this machine only
 OUT_OF_REACH = (
     "not all of it is on this machine, and the Hugging Face hub cannot be reached. Connect, or use a model that is "
@@ -192,6 +194,12 @@ def parse_name(name: str) -> Source:
             raise ModelError(f"{name} is not an open_clip model: it has no open_clip_config.json.")
         files = sorted(path for path in folder.iterdir() if path.is_file())
         return Source(f"local-dir:{folder}", f"local-dir:{folder}", None, _state(*files), may_ask_hub=False)
+    if name.startswith(HF_DIR):
+        folder = _existing(name, Path(name.removeprefix(HF_DIR)))
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name} is no model of Hugging Face's: it has no config.json.")
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        return Source(f"{HF_DIR}{folder}", f"{HF_DIR}{folder}", None, _state(*files), may_ask_hub=False)
     if name.startswith("hf-hub:"):
         return Source(name, name, None, name, may_ask_hub=True)
     architecture, at, file = name.partition("@")
@@ -202,7 +210,8 @@ def parse_name(name: str) -> Source:
     if not slash or not architecture or not tag:
         raise ModelError(
             f"There is no model called {name!r}. The names are those that `mmsearch models` lists, and "
-            "ARCHITECTURE/TAG, hf-hub:ORG/NAME, local-dir:FOLDER, ARCHITECTURE@CHECKPOINT for open_clip's."
+            "ARCHITECTURE/TAG, hf-hub:ORG/NAME, local-dir:FOLDER, ARCHITECTURE@CHECKPOINT for open_clip's, and "
+            "hf-dir:FOLDER for what transformers saved."
         )
     return Source(name, architecture, tag, name, may_ask_hub=True)
 

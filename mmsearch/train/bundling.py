@@ -1,6 +1,7 @@
 """From a trained model to a bundle that `index --model` reads at once, compared with torch before it is kept."""
 
 import datetime
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mmsearch.encoders.base import FloatArray
 from mmsearch.encoders.bundle import Bundle
 from mmsearch.encoders.calibration import Calibration
-from mmsearch.encoders.conversion import convert
+from mmsearch.encoders.conversion import convert, sample_pixels
 from mmsearch.encoders.joint import describing_of, fused_of
 from mmsearch.encoders.manifest import HeadSpec
 from mmsearch.encoders.preprocess import PixelSpec
@@ -23,6 +24,7 @@ from mmsearch.everyday import QUERIES
 from mmsearch.judging import standing
 from mmsearch.train.comparing import Compared, HeldOut
 from mmsearch.train.model import Model
+from mmsearch.train.recurrent import IN_ONNX
 from mmsearch.train.towers import ImageTower, TextTower
 from mmsearch.train.words import BEGIN, END, Words
 
@@ -59,31 +61,11 @@ def make_bundle(
     """
     model.eval()
     design = model.design
-    pixels = _sample_pixels(spec)
+    pixels = sample_pixels(spec)
     ids = torch.from_numpy(words.rows(list(SAMPLES)))
-    joint = model.fusion is not None or model.decoder is not None
-    outputs = ("features", "tokens") if joint else ("features",)
     with torch.inference_mode():
         shown, said = model.image(pixels), model.text(ids)
         expected = model.image_vectors(shown).numpy(), model.text_vectors(said).numpy()
-
-    def towers(draft: Path) -> None:
-        convert(_Tower(model.image, joint), {"pixels": pixels}, {"pixels": {0: "n"}}, draft / "image.onnx", outputs)
-        free = {"input_ids": {0: "n", 1: "t"}}
-        convert(_Tower(model.text, joint), {"input_ids": ids}, free, draft / "text.onnx", outputs)
-        image_tokens = shown.tokens.clone()
-        if model.fusion is not None:
-            text_tokens = said.tokens.clone()[: len(image_tokens)]
-            mask = (ids != words.spec.pad_id)[: len(image_tokens)]
-            cosine = torch.zeros(len(image_tokens))
-            samples = {"image_tokens": image_tokens, "text_tokens": text_tokens, "mask": mask, "cosine": cosine}
-            free = {"text_tokens": {0: "n", 1: "t"}, "mask": {0: "n", 1: "t"}}
-            axes = {"image_tokens": {0: "n"}, "cosine": {0: "n"}, **free}
-            convert(model.fusion, samples, axes, draft / "fusion.onnx", ("match", "classes"))
-        if model.decoder is not None:
-            samples = {"image_tokens": image_tokens, "input_ids": ids[: len(image_tokens)]}
-            axes = {"image_tokens": {0: "n"}, "input_ids": {0: "n", 1: "t"}}
-            convert(model.decoder, samples, axes, draft / "decoder.onnx", ("next",))
 
     extras: dict[str, Any] = {}
     stands_out = _stands_out(model, words, held_out)
@@ -117,7 +99,7 @@ def make_bundle(
 
     return write_bundle(
         folder,
-        towers,
+        lambda draft: _write_graphs(model, words, spec, draft),
         name=folder.name,
         dim=design.dim,
         pixels=spec,
@@ -129,6 +111,39 @@ def make_bundle(
         extras=extras,
         check=check,
     )
+
+
+def check_writable(model: Model, words: Words, spec: PixelSpec, scratch: Path) -> None:
+    """Raises ModelError where torch cannot write a model of this kind as ONNX, with whatever weights."""
+    training = model.training
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory(dir=scratch, prefix=".onnx-") as draft:
+        _write_graphs(model.eval(), words, spec, Path(draft))
+    model.train(training)
+
+
+def _write_graphs(model: Model, words: Words, spec: PixelSpec, draft: Path) -> None:
+    pixels = sample_pixels(spec)
+    ids = torch.from_numpy(words.rows(list(SAMPLES)))
+    joint = model.fusion is not None or model.decoder is not None
+    outputs = ("features", "tokens") if joint else ("features",)
+    with torch.inference_mode():
+        shown, said = model.image(pixels), model.text(ids)
+    convert(_Tower(model.image, joint), {"pixels": pixels}, {"pixels": {0: "n"}}, draft / "image.onnx", outputs)
+    free = {"input_ids": {0: "n", 1: "t"}}
+    convert(_Tower(model.text, joint), {"input_ids": ids}, free, draft / "text.onnx", outputs, IN_ONNX)
+    image_tokens = shown.tokens.clone()
+    if model.fusion is not None:
+        text_tokens = said.tokens.clone()[: len(image_tokens)]
+        mask = (ids != words.spec.pad_id)[: len(image_tokens)]
+        cosine = torch.zeros(len(image_tokens))
+        samples = {"image_tokens": image_tokens, "text_tokens": text_tokens, "mask": mask, "cosine": cosine}
+        free = {"text_tokens": {0: "n", 1: "t"}, "mask": {0: "n", 1: "t"}}
+        axes = {"image_tokens": {0: "n"}, "cosine": {0: "n"}, **free}
+        convert(model.fusion, samples, axes, draft / "fusion.onnx", ("match", "classes"), IN_ONNX)
+    if model.decoder is not None:
+        samples = {"image_tokens": image_tokens, "input_ids": ids[: len(image_tokens)]}
+        axes = {"image_tokens": {0: "n"}, "input_ids": {0: "n", 1: "t"}}
+        convert(model.decoder, samples, axes, draft / "decoder.onnx", ("next",))
 
 
 def _logits(model: Model, pixels: Tensor, words: Words) -> FloatArray:
@@ -153,14 +168,6 @@ def _stands_out(model: Model, words: Words, held_out: HeldOut | None) -> FloatAr
 
 def _linear(layer: nn.Linear) -> HeadSpec:
     return HeadSpec("linear", {"weight": layer.weight.detach().T.contiguous().numpy()})
-
-
-def _sample_pixels(spec: PixelSpec) -> Tensor:
-    """Three pictures that have little in common: noise, a gradient, stripes."""
-    noise = torch.randint(0, 256, (spec.height, spec.width, 3), generator=torch.Generator().manual_seed(0))
-    gradient = torch.linspace(0, 255, spec.width)[None, :, None].expand_as(noise)
-    stripes = (torch.arange(spec.height) // 16 % 2 * 255)[:, None, None].expand_as(noise)
-    return torch.stack([noise, gradient.long(), stripes]).to(torch.uint8)
 
 
 def _card(name: str, model: Model, spec: PixelSpec, words: Words, facts: Mapping[str, str]) -> str:

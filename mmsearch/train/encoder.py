@@ -29,7 +29,7 @@ from mmsearch.evaluate import best_ranks, recall_at_k
 from mmsearch.sources.pairs import GUESSED, PairColumns, read_pairs
 from mmsearch.sources.tables import BadRow
 from mmsearch.train import checkpoints
-from mmsearch.train.bundling import make_bundle
+from mmsearch.train.bundling import check_writable, make_bundle
 from mmsearch.train.checkpoints import Checkpoint
 from mmsearch.train.comparing import HeldOut, read_held_out
 from mmsearch.train.design import EncoderDesign
@@ -170,7 +170,11 @@ class _Run:
         texts = [example.text for example in self.examples.learned]
         self.words = words_for(design, texts) if before is None else Words.again(before.tokenizer_json, design)
         self.classes = self.examples.classes if before is None else before.classes
-        self.model = Model(design, len(self.words), len(self.classes)).to(self.device)
+        self.model = Model(design, len(self.words), len(self.classes))
+        if before is None and rank == 0:  # hours of training are not to end in what cannot be written
+            say("checking that torch can write such a model")
+            check_writable(self.model, self.words, spec, training)
+        self.model.to(self.device)
         if world > 1 and self.device.type == "cuda":
             synced: Any = nn.SyncBatchNorm
             self.model = synced.convert_sync_batchnorm(self.model)

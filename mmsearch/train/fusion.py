@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from mmsearch.train.design import EncoderDesign
 from mmsearch.train.losses import FIRST_SCALE
+from mmsearch.train.recurrent import Lstm
 from mmsearch.train.towers import MASKED, both_ways, masked_mean
 
 HEADS = 4
@@ -39,8 +40,8 @@ class Both(nn.Module):
 
     def __init__(self, width: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.onward = nn.ModuleList(nn.LSTM(width, width // 2, batch_first=True) for _ in range(layers))
-        self.back = nn.ModuleList(nn.LSTM(width, width // 2, batch_first=True) for _ in range(layers))
+        self.onward = nn.ModuleList(Lstm(width, width // 2) for _ in range(layers))
+        self.back = nn.ModuleList(Lstm(width, width // 2) for _ in range(layers))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:

@@ -2,13 +2,18 @@
 
     image   a timm name (resnet18, vgg16, inception_v3, efficientnet_b0, vit_small_patch16_224, mobilenetv3_small_100,
             convnext_tiny, …) or open_clip:ARCHITECTURE
-    text    bilstm, bert, roberta, distilbert, minilm, gpt2, open_clip, or the folder of a Hugging Face model
+            or the folder of a vision model of Hugging Face's (ViT, or the half of a CLIP, SigLIP or AltCLIP)
+    text    bilstm, bert, roberta, distilbert, minilm, gpt2, open_clip, or the folder of a Hugging Face model (or the
+            half of one of these)
 
 Weights are safetensors. Anything that would have to be unpickled is refused.
 """
 
 import difflib
 import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmsearch.encoders.hugging_face import TWO_TOWERS, config_of, loaded, pixels_of
 from mmsearch.errors import ModelError, UsageError, in_a_line
 from mmsearch.train.design import TEXT_KINDS, EncoderDesign
+from mmsearch.train.recurrent import Lstm
 
 PAD = 0  # the token that fills up; every tokenizer that is learned here has it first
 MASKED = -1e4  # below every activation; finite, so that half precision and ONNX Runtime keep it
@@ -81,7 +88,11 @@ class OpenClipImageTower(ImageTower):
 def image_tower(design: EncoderDesign) -> ImageTower:
     """Raises UsageError for an unknown name or a size that does not fit, ModelError for weights that do not."""
     schema, colon, name = design.image_tower.partition(":")
-    tower = _open_clip_image(name, design) if colon and schema == "open_clip" else _timm_image(design)
+    folder = Path(design.image_tower).expanduser()
+    if (folder / "config.json").is_file():
+        tower: ImageTower = _hugging_face_image(folder, design)
+    else:
+        tower = _open_clip_image(name, design) if colon and schema == "open_clip" else _timm_image(design)
     if design.image_weights:
         _fill(tower.trunk, Path(design.image_weights), design.image_tower)
     return tower
@@ -136,6 +147,36 @@ def _open_clip_image(name: str, design: EncoderDesign) -> ImageTower:
     return OpenClipImageTower(visual, size if isinstance(size, int) else size[0], CLIP_MEAN, CLIP_DEVIATION)
 
 
+class HuggingFaceImage(ImageTower):
+    """A vision transformer of Hugging Face's."""
+
+    def read(self, normal: Tensor) -> Read:
+        trunk: Any = self.trunk
+        tokens: Tensor = trunk(pixel_values=normal).last_hidden_state
+        return Read(tokens[:, 0] if trunk.config.model_type in _WITH_CLASS else tokens.mean(dim=1), tokens)
+
+
+_WITH_CLASS = ("vit", "deit", "dinov2", "clip_vision_model", "altclip_vision_model")  # their first token is of it all
+_ALONE = ("vit", "deit", "dinov2")
+
+
+def _hugging_face_image(folder: Path, design: EncoderDesign) -> ImageTower:
+    config = config_of(folder)
+    kind = config.get("model_type")
+    if kind not in (*TWO_TOWERS, *_ALONE):
+        raise ModelError(
+            f"{folder} is no image tower: it is of the kind '{str(kind)[:60]}'. Those that are read are "
+            f"{', '.join((*_ALONE, *TWO_TOWERS))}."
+        )
+    model = loaded(folder).requires_grad_(True)
+    trunk = model if kind in _ALONE else model.vision_model
+    size = int(trunk.config.image_size)
+    if design.image_size not in (0, size):
+        raise UsageError(f"{folder} reads pictures of {size} x {size} pixels: leave out image_size, or say {size}.")
+    mean, deviation, _ = pixels_of(folder, kind, size)
+    return HuggingFaceImage(trunk, size, mean, deviation)
+
+
 CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -164,8 +205,8 @@ class BiLstm(TextTower):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width, padding_idx=PAD)
         self.dropout = nn.Dropout(dropout)
-        self.onward = nn.ModuleList(nn.LSTM(width, width // 2, batch_first=True) for _ in range(layers))
-        self.back = nn.ModuleList(nn.LSTM(width, width // 2, batch_first=True) for _ in range(layers))
+        self.onward = nn.ModuleList(Lstm(width, width // 2) for _ in range(layers))
+        self.back = nn.ModuleList(Lstm(width, width // 2) for _ in range(layers))
         self.width = self.token_width = width
 
     def forward(self, input_ids: Tensor) -> Read:
@@ -197,7 +238,8 @@ class HuggingFaceText(TextTower):
     def __init__(self, model: Any, pad_id: int, causal: bool) -> None:
         super().__init__()
         self.model, self.pad_id, self.causal = model, pad_id, causal
-        self.width = self.token_width = int(getattr(model.config, "hidden_size", 0) or model.config.dim)
+        with torch.no_grad():
+            self.width = self.token_width = self(torch.full((1, 2), pad_id)).features.shape[1]
 
     def forward(self, input_ids: Tensor) -> Read:
         mask = input_ids != self.pad_id  # (n, t)
@@ -252,15 +294,59 @@ def text_tower(design: EncoderDesign, vocabulary: int) -> TextTower:
 
 
 def given_folder(name: str) -> Path:
-    """The folder of a Hugging Face model. Raises UsageError where that is none."""
+    """The folder of a Hugging Face model, by its path or by its name on the hub.
+
+    Raises UsageError where it is none, ModelError where it cannot be fetched.
+    """
     folder = Path(os.path.expanduser(name))
-    if not (folder / "config.json").is_file():
-        near = difflib.get_close_matches(name, TEXT_KINDS, n=1)
-        raise UsageError(
-            f"There is no text tower '{name}'{f'; did you mean {near[0]}?' if near else ''}. There are "
-            f"{', '.join(TEXT_KINDS)}, and the folders of Hugging Face models (with a config.json)."
+    if (folder / "config.json").is_file():
+        return folder
+    if _HUB_NAME.fullmatch(name) and not folder.exists():
+        return _of_hub(name)
+    near = difflib.get_close_matches(name, TEXT_KINDS, n=1)
+    raise UsageError(
+        f"There is no text tower '{name}'{f'; did you mean {near[0]}?' if near else ''}. There are "
+        f"{', '.join(TEXT_KINDS)}, the folders of Hugging Face models (with a config.json), and names on the hub "
+        "(google-bert/bert-base-uncased)."
+    )
+
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OF_A_MODEL = [
+    "config.json",
+    "tokenizer*",
+    "preprocessor_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+]
+
+
+def _of_hub(name: str) -> Path:
+    """The folder of a model in Hugging Face's cache, fetched where it is not there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    from mmsearch.encoders.openclip import hub_answers
+
+    def fetched(*, local_files_only: bool) -> Path:
+        return Path(snapshot_download(name, allow_patterns=_OF_A_MODEL, local_files_only=local_files_only))
+
+    with suppress(LocalEntryNotFoundError):
+        folder = fetched(local_files_only=True)
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
+    way = f"fetch it where you can (hf download {name} --local-dir FOLDER), and name that folder"
+    if not hub_answers():
+        raise ModelError(
+            f"'{name}' is a name on the Hugging Face hub, which cannot be reached, and it is not in the cache of this "
+            f"machine. Connect, or {way}."
         )
-    return folder
+    try:
+        return fetched(local_files_only=False)
+    except RepositoryNotFoundError as error:
+        raise UsageError(f"The Hugging Face hub has no '{name}' that may be read. Check the name.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(f"'{name}' cannot be fetched: {in_a_line(error)}. Try again, or {way}.") from error
 
 
 def _fresh_transformer(design: EncoderDesign, vocabulary: int) -> TextTower:
@@ -297,30 +383,31 @@ def _fresh_transformer(design: EncoderDesign, vocabulary: int) -> TextTower:
 
 
 def _given_transformer(folder: Path, design: EncoderDesign) -> TextTower:
-    import transformers
-
-    if not (folder / "model.safetensors").is_file():
-        pickled = [path.name for path in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))]
-        raise ModelError(
-            f"{folder} has no model.safetensors"
-            + (f", only {pickled[0]}: a pickle can run anything when it is opened, and is not" if pickled else "")
-            + ". Save the weights as safetensors."
-        )
+    kind = config_of(folder).get("model_type")
+    model = loaded(folder).requires_grad_(True)
+    if kind in TWO_TOWERS:
+        model = model.text_model
+    elif kind in ("t5", "mt5", "umt5"):
+        model = getattr(model, "encoder", model)
+    config = model.config
+    pad_id = getattr(config, "pad_token_id", None)
+    pad_id = PAD if pad_id is None else pad_id
     try:
-        config: Any = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = transformers.AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, attn_implementation="eager", trust_remote_code=False
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{folder} cannot be loaded as a text tower: {in_a_line(error)}.") from error
-    pad_id = config.pad_token_id if config.pad_token_id is not None else PAD
-    return HuggingFaceText(model, pad_id, causal=config.model_type.startswith("gpt"))
+        longest = int(getattr(config, "max_position_embeddings", 0) or design.max_tokens)
+        if longest < design.max_tokens:
+            raise UsageError(f"{folder} reads {longest} tokens at most: set max_tokens to {longest} or less.")
+        return HuggingFaceText(model, pad_id, causal=str(kind).startswith(("gpt", "clip")))
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ModelError(
+            f"{folder} is no text tower: a model of the kind '{str(kind)[:60]}' does not make vectors of tokens alone. "
+            "Name a text encoder (BERT, RoBERTa, DistilBERT, MiniLM, GPT-2, T5's), or a CLIP, SigLIP or AltCLIP."
+        ) from error
 
 
 def _fill(module: nn.Module, path: Path, name: str) -> None:
     """Put given weights into a tower. Raises ModelError for a pickle, and for another architecture's."""
-    weights = read_weights(path)
     own = module.state_dict()
+    weights = as_timm(read_weights(path), own)
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     shaped = [key for key in own if key in weights and weights[key].shape != own[key].shape]
     if missing or shaped:
@@ -328,6 +415,21 @@ def _fill(module: nn.Module, path: Path, name: str) -> None:
         said = "has no" if missing else f"is {tuple(weights[wrong].shape)} where {tuple(own[wrong].shape)} is due at"
         raise ModelError(f"{path} is not a checkpoint of {name}: it {said} {wrong}. Name the right tower.")
     module.load_state_dict({key: weights[key] for key in own if key in weights}, strict=False)
+
+
+def as_timm(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Torchvision's weights under timm's names, where these are others. own: the tower's.
+
+    ResNet and Inception v3 have the same names in both; of a VGG, timm's first layers behind the last map are
+    convolutions.
+    """
+    renamed = dict(weights)
+    for theirs, ours in (("classifier.0", "pre_logits.fc1"), ("classifier.3", "pre_logits.fc2")):
+        for part in ("weight", "bias"):
+            given, due = weights.get(f"{theirs}.{part}"), own.get(f"{ours}.{part}")
+            if given is not None and due is not None and given.numel() == due.numel():
+                renamed.setdefault(f"{ours}.{part}", given.reshape(due.shape))
+    return renamed
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """The tokenizer of a text tower: learned from the training texts, or the one that came with given weights."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmsearch.encoders.bundle import clean_text
+from mmsearch.encoders.hugging_face import config_of
 from mmsearch.encoders.manifest import TextSpec
 from mmsearch.errors import ModelError
 from mmsearch.train.design import TEXT_KINDS, EncoderDesign
@@ -102,8 +102,9 @@ def _learned(design: EncoderDesign, texts: Sequence[str]) -> str:
 def _spec(design: EncoderDesign) -> TextSpec:
     if design.text_tower in TEXT_KINDS:
         return TextSpec(design.max_tokens, pad_id=PAD, clean="lower")
-    config = json.loads((given_folder(design.text_tower) / "config.json").read_text(encoding="utf-8"))
-    pad_id = config.get("pad_token_id")
+    config = config_of(given_folder(design.text_tower))
+    half = config.get("text_config")  # of a model with two towers
+    pad_id = (half if isinstance(half, dict) else config).get("pad_token_id")
     return TextSpec(design.max_tokens, pad_id=PAD if pad_id is None else pad_id, clean="whitespace")
 
 
