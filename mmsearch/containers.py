@@ -437,16 +437,38 @@ def j2k_start(file: IO[bytes]) -> int:
 # AVIF
 
 
+_EXIF_ITEM = re.compile(rb"infe[\2\3]...(?:..|....)..(?=Exif)", re.DOTALL)
+
+
 def _avif_parts(file: IO[bytes]) -> list[Part]:
-    """With another name for the item that is EXIF, which the plugin wants to be without fault."""
+    """With other names for EXIF and for the brand of gain maps, both of which the plugin wants to be without fault."""
     size = size_of(file)
+    brands = _bytes_at(file, 0, min(256, int.from_bytes(_bytes_at(file, 0, 4), "big")))
+    changes = {at: b"mif1" for at in range(16, len(brands) - 3, 4) if brands[at : at + 4] == b"tmap"}
     meta = next((box for box in boxes(file, 0, size) if box.name == b"meta"), None)
-    data = _bytes_at(file, meta.data, min(meta.end - meta.data, MAX_METADATA_BYTES)) if meta else b""
-    item = re.search(rb"infe[\2\3]...(?:..|....)..Exif", data, re.DOTALL)
-    if meta is None or item is None:
-        return [(0, size)]
-    at = meta.data + item.end()
-    return [(0, at - 4), b"skip", (at, size - at)]
+    if meta is not None:
+        data = _bytes_at(file, meta.data, min(meta.end - meta.data, MAX_METADATA_BYTES))
+        changes |= {meta.data + item.end(): b"skip" for item in _EXIF_ITEM.finditer(data)}
+        changes |= _ipma_flags(file, meta)
+    parts: list[Part] = []
+    at = 0
+    for place, new in sorted(changes.items())[:MAX_PARTS]:
+        parts += [(at, place - at), new]
+        at = place + len(new)
+    return [*parts, (at, size - at)]
+
+
+def _ipma_flags(file: IO[bytes], meta: Box) -> dict[int, bytes]:
+    """Place -> flags of each further `ipma` box: they are to differ, ISO 14496-12, 8.11.14, which libavif insists on.
+
+    cavif, which made the AVIF samples of Link-U, writes one for each item. Only the lowest bit has a meaning.
+    """
+    iprp = next((box for box in boxes(file, meta.data + 4, meta.end) if box.name == b"iprp"), None)
+    associations = [box for box in boxes(file, iprp.data, iprp.end) if box.name == b"ipma"] if iprp else []
+    flags = {}
+    for number, box in enumerate(associations[:128]):
+        flags[box.data + 3] = bytes([_bytes_at(file, box.data + 3, 1).ljust(1, b"\0")[0] & 1 | number << 1])
+    return flags
 
 
 # TIFF

@@ -14,7 +14,6 @@ import functools
 import io
 import math
 import os
-import re
 import stat
 import struct
 import zlib
@@ -79,9 +78,6 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-# The entry of an EXIF item in an ISO media file: ISO 14496-12, 8.11.6, versions 2 and 3
-_EXIF_ITEM = re.compile(rb"(infe[\x02\x03]...(?:..|....)..)Exif", re.DOTALL)
 
 # Of an OSError that a decoder raises for the picture: most have none, the others come of a place that no file has.
 _PICTURES_ERRORS = (None, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)
@@ -377,27 +373,15 @@ def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
         j2k.info["exif"] = containers.jp2_exif(stream)
         return j2k
     if format_ == "AVIF":
-        return _open_avif(stream)
+        from PIL.AvifImagePlugin import AvifImageFile
+
+        return AvifImageFile(stream)
     try:
         from pi_heif import HeifImageFile  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
         raise MachineError("is HEIC, and the package pi-heif that reads it does not work here") from error
     image: ImageFile.ImageFile = HeifImageFile(stream)
     return image
-
-
-def _open_avif(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """Pillow writes the file's EXIF anew where the container turns the image; what it cannot write is left out then."""
-    from PIL.AvifImagePlugin import AvifImageFile
-
-    try:
-        return AvifImageFile(stream)
-    except _DECODER_ERRORS:
-        stream.seek(0)
-        without, count = _EXIF_ITEM.subn(rb"\1free", stream.read())
-        if not count:
-            raise
-        return AvifImageFile(io.BytesIO(without))
 
 
 # libtiff gives samples in the byte order of the machine, whatever the file's is; Pillow heeds it for 16 bits alone
