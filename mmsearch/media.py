@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageCms, ImageFile
 
-from mmsearch import compiled, containers
+from mmsearch import bitmaps, compiled, containers
 from mmsearch.encoders.preprocess import PixelSpec, fit, resized_size
 from mmsearch.errors import MediaError
 from mmsearch.exif import ExifFacts, exif_block, read_exif
@@ -284,6 +284,8 @@ def sniff(stream: IO[bytes]) -> str:
         return "WEBP"
     if head[4:8] == b"ftyp":
         return _sniff_brands(head)
+    if bitmaps.is_dib(head):
+        return "BMP"
     raise MediaError(_what_else(head))
 
 
@@ -363,9 +365,7 @@ def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
 
         return _tiff_as_drawn(TiffImageFile(containers.tiff_without_damaged_metadata(stream)))
     if format_ == "BMP":
-        from PIL.BmpImagePlugin import BmpImageFile
-
-        return BmpImageFile(stream)
+        return bitmaps.open_bmp(stream)
     if format_ == "JPEG2000":
         from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
@@ -488,7 +488,7 @@ def _loaded(
         whole = None
         if format_ == "JPEG":
             whole = _jpeg_without_end(image, wanted, stream, max_bytes)
-        elif image.tile and image.tile[0].codec_name == "raw":
+        elif image.tile and image.tile[0].codec_name in ("raw", bitmaps.DECODER):
             whole = _open(containers.with_tail(stream, bytes(int(file_bytes * LOST_SHARE))), format_)
             whole.load()
         if whole is None:
@@ -794,7 +794,7 @@ def _is_cut_short(stream: IO[bytes], format_: str, cause: BaseException) -> bool
         return b";" not in tail[-64:]
     if format_ == "WEBP":
         return int.from_bytes(head[4:8], "little") + 8 > length
-    if format_ == "BMP":
+    if format_ == "BMP" and head.startswith(b"BM"):
         return int.from_bytes(head[2:6], "little") > length
     if format_ == "TIFF" and head[2:4] in (b"*\0", b"\0*"):
         return int.from_bytes(head[4:8], "little" if head[0] == ord("I") else "big") >= length

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import pictures
+from tests import bitmaps, pictures
 from tests.tiffs import tiff
 
 Mutation = Callable[[random.Random, bytearray], bytes]
@@ -52,6 +52,9 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
         bmp = io.BytesIO()
         scene.convert(mode).save(bmp, "BMP")
         files["BMP"].append(bmp.getvalue())
+    files["BMP"].append(bitmaps.bitfields(samples, 32, (0xFF000000, 0xFF0, 0xFF0000), dib=True))
+    files["BMP"].append(bitmaps.bitfields(samples, 16, (0xF, 0x7F0, 0x7800)))
+    files["BMP"].append(bitmaps.palette(samples[:, :, 0], bytes(range(256)) * 4, header=16))
     return files
 
 

@@ -1,4 +1,4 @@
-"""However a file keeps its pixels, they are read as drawn or refused: layouts of TIFF, sizes of JPEG 2000."""
+"""However a file keeps its pixels, they are read as drawn or refused: layouts of TIFF and BMP, sizes of JPEG 2000."""
 
 import io
 import struct
@@ -13,7 +13,7 @@ from PIL import Image
 from mmsearch import media
 from mmsearch.encoders.preprocess import PixelSpec
 from mmsearch.errors import MediaError
-from tests import pictures
+from tests import bitmaps, pictures
 from tests.tiffs import Samples, tiff
 
 HEIGHT, WIDTH = 40, 35
@@ -191,3 +191,88 @@ def test_a_codestream_behind_much_metadata_is_still_decoded_small(tmp_path: Path
     box = struct.pack(">I", 200_000) + b"uuid" + bytes(200_000 - 8)
     with_box = io.BytesIO(data[:pixels] + box + data[pixels:])
     assert media._j2k_levels(with_box) == media._j2k_levels(io.BytesIO(data)) > 2
+
+
+# BMP
+
+
+MASKS = {  # as in bmpsuite, by the bits of a pixel
+    "rgb32bf": (32, (0xFF000000, 0x00000FF0, 0x00FF0000)),
+    "rgb32-111110": (32, (0xFFE00000, 0x001FFC00, 0x000003FF)),
+    "rgb16-231": (16, (0x0030, 0x000E, 0x0001)),
+    "rgb16-880": (16, (0xFF00, 0x00FF, 0)),
+    "rgba16-4444": (16, (0x0F00, 0x00F0, 0x000F, 0xF000)),
+    "rgba32-61754": (32, (0x0FC00000, 0x003FFFE0, 0x0000001F, 0xF0000000)),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("top_down", [False, True])
+def test_a_bmp_of_any_bitfields_is_read_as_drawn(name: str, top_down: bool) -> None:
+    bits, masks = MASKS[name]
+    scene = np.array(pictures.scene((WIDTH, HEIGHT), 3))
+    alpha = np.broadcast_to(np.linspace(30, 255, WIDTH).astype(np.uint8)[None, :, None], (HEIGHT, WIDTH, 1))
+    samples = np.concatenate([scene, alpha], axis=2)
+    headers = ((124, 3), (56, 3), (40, 6)) if len(masks) == 4 else ((40, 3), (52, 3), (108, 3))
+    most = np.array([mask // (mask & -mask) if mask else 0 for mask in masks])
+    rounded = np.rint(np.rint(samples[:, :, : len(masks)] / 255.0 * most) * 255.0 / np.maximum(most, 1))
+    opacity = rounded[:, :, 3:] / 255.0 if len(masks) == 4 else 1.0
+    seen = rounded[:, :, :3] * opacity + 255.0 * (1.0 - opacity)
+    for header, compression in headers:
+        for dib in (False, True):
+            data = bitmaps.bitfields(
+                samples, bits, masks, header=header, compression=compression, top_down=top_down, dib=dib
+            )
+            assert media.read(data, PixelSpec(8, 8)).facts.format == "BMP"
+            assert np.abs(np.asarray(media.load_rgb(data)) - seen).max() <= 1.5
+
+
+def test_a_wide_bmp_of_bitfields_is_unpacked_in_bands() -> None:
+    samples = np.tile(np.array(pictures.scene((300, 100), 3)), (11, 1, 1))
+    data = bitmaps.bitfields(samples, 32, (0x3FF, 0xFFC00, 0x3FF00000))
+    assert np.array_equal(np.asarray(media.load_rgb(data)), samples)
+    assert np.array_equal(np.asarray(media.load_rgb(data[:-100]))[2:], samples[2:])  # the first row is the last
+    with pytest.raises(MediaError, match="is cut short"):
+        media.load_rgb(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("dib", [False, True])
+def test_a_bmp_with_a_palette_and_an_odd_header(dib: bool) -> None:
+    image = pictures.scene((WIDTH, HEIGHT), 3).quantize(256)
+    colours = np.zeros((256, 4), np.uint8)
+    rgb = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+    colours[: len(rgb), :3] = rgb[:, ::-1]
+    for header in (40, 64, 108) if dib else (16, 24, 36, 40, 48, 64, 108):
+        data = bitmaps.palette(np.asarray(image), colours.tobytes(), header=header, dib=dib)
+        assert np.array_equal(np.asarray(media.load_rgb(data)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("count", [300, 305_402_420])
+def test_a_bmp_whose_palette_is_longer_than_it_can_be(count: int) -> None:
+    image = pictures.scene((WIDTH, HEIGHT), 3).quantize(256)
+    colours = np.zeros((300, 4), np.uint8)
+    rgb = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+    colours[: len(rgb), :3] = rgb[:, ::-1]
+    data = bitmaps.palette(np.asarray(image), colours.tobytes(), count=count)
+    assert np.array_equal(np.asarray(media.load_rgb(data)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("bits", "masks", "header", "compression", "reason"),
+    [
+        (32, (0xF0F, 0xF0, 0xF000), 40, 3, "bitfields layout"),  # in two pieces
+        (16, (0xFF0000, 0xFF00, 0xFF), 40, 3, "bitfields layout"),  # beyond the pixel
+        (24, (0xFF, 0xFF00, 0xFF0000), 40, 3, "bitfields layout"),
+        (32, (0, 0, 0), 40, 4, "holds a JPEG or PNG"),
+        (32, (0, 0, 0), 40, 5, "holds a JPEG or PNG"),
+        (32, (0, 0, 0), 64, 3, "as OS/2 does it"),
+    ],
+)
+def test_a_bmp_that_is_refused_says_why(
+    bits: int, masks: tuple[int, ...], header: int, compression: int, reason: str
+) -> None:
+    samples = np.zeros((4, 4, 3), np.uint8)
+    data = bytearray(bitmaps.bitfields(samples, 32, masks, header=header, compression=compression))
+    data[28:30] = struct.pack("<H", bits)
+    with pytest.raises(MediaError, match=reason):
+        media.load_rgb(bytes(data))
