@@ -361,9 +361,7 @@ def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
 
         return GifImageFile(stream)
     if format_ == "TIFF":
-        from PIL.TiffImagePlugin import TiffImageFile
-
-        return _tiff_as_drawn(TiffImageFile(containers.tiff_without_damaged_metadata(stream)))
+        return _open_tiff(stream)
     if format_ == "BMP":
         return bitmaps.open_bmp(stream)
     if format_ == "JPEG2000":
@@ -382,6 +380,19 @@ def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
         raise MachineError("is HEIC, and the package pi-heif that reads it does not work here") from error
     image: ImageFile.ImageFile = HeifImageFile(stream)
     return image
+
+
+def _open_tiff(stream: IO[bytes]) -> ImageFile.ImageFile:
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    file = containers.tiff_as_pillow_reads_it(stream)
+    try:
+        image = TiffImageFile(file)
+    except SyntaxError as error:
+        if "unknown pixel mode" not in str(error):
+            raise
+        raise MediaError(f"keeps its pixels as {containers.tiff_layout(file)}, which is not read in a TIFF") from error
+    return _tiff_as_drawn(image)
 
 
 # libtiff gives samples in the byte order of the machine, whatever the file's is; Pillow heeds it for 16 bits alone
@@ -483,6 +494,8 @@ def _loaded(
     try:
         image.load()
     except OSError as error:
+        if getattr(image, "tag_v2", {}).get(259) == 50001:
+            raise MediaError("is a TIFF compressed with WebP, which Pillow was built without") from error
         if "truncated" not in str(error):
             raise
         whole = None

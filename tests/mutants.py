@@ -44,6 +44,8 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
     for order in ("<", ">"):
         files["TIFF"].append(tiff(samples.astype(np.uint16) * 257, 2, order=order, planes=True))  # type: ignore[arg-type]
         files["TIFF"].append(tiff(samples, 2, order=order, tile=16, compression="deflate", predictor=2))  # type: ignore[arg-type]
+        files["TIFF"].append(tiff(samples, 2, order=order, big=True))  # type: ignore[arg-type]
+        files["TIFF"].append(tiff(samples, 2, order=order, tile=16, names={324: 273, 325: 279, 262: 0}))  # type: ignore[arg-type]
     files["HEIC"].append(pictures.heic(folder / "exif.heic", scene, block).read_bytes())
     gif = io.BytesIO()
     scene.quantize(200).save(gif, "GIF", interlace=1, transparency=3, comment=b"a comment")

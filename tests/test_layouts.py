@@ -113,6 +113,76 @@ def test_signed_numbers_below_zero_are_darker_than_those_above() -> None:
         assert (np.diff(row.astype(int)) > 0).all()
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+@pytest.mark.parametrize("tile", [0, 16])
+@pytest.mark.parametrize("compression", ["none", "deflate"])
+def test_a_bigtiff_in_either_order_of_bytes_is_read(order: str, kind: str, tile: int, compression: str) -> None:
+    rgb = np.asarray(pictures.scene((WIDTH, HEIGHT), 3))
+    for samples, photometric, seen in ((rgb, 2, rgb), (rgb[:, :, :1], 1, np.repeat(rgb[:, :, :1], 3, axis=2))):
+        data = tiff(scaled(samples, kind), photometric, order=order, tile=tile, compression=compression, big=True)  # type: ignore[arg-type]
+        assert np.array_equal(np.asarray(media.load_rgb(data)), seen)
+        one_strip = tiff(scaled(samples, kind), photometric, order=order, rows_per_strip=HEIGHT, big=True)  # type: ignore[arg-type]
+        assert np.array_equal(np.asarray(media.load_rgb(one_strip)), seen)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiles_that_a_tiff_names_strips_are_read(order: str) -> None:
+    rgb = np.asarray(pictures.scene((WIDTH, HEIGHT), 3))
+    data = tiff(rgb, 2, order=order, tile=16, names={324: 273, 325: 279})  # type: ignore[arg-type]
+    assert np.array_equal(np.asarray(media.load_rgb(data)), rgb)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_that_does_not_name_its_colours_is_read_as_libtiff_does(order: str) -> None:
+    rgb = np.asarray(pictures.scene((WIDTH, HEIGHT), 3))
+    data = tiff(rgb, 2, order=order, names={262: 0})  # type: ignore[arg-type]
+    assert np.array_equal(np.asarray(media.load_rgb(data)), rgb)
+    grey = tiff(rgb[:, :, :1], 1, order=order, names={262: 0})  # type: ignore[arg-type]
+    assert np.array_equal(np.asarray(media.load_rgb(grey)), np.repeat(rgb[:, :, :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("extra", [0, 1, 2, 999])
+def test_cmyk_with_a_fifth_number_is_read_without_it(order: str, extra: int) -> None:
+    """As tiff2rgba shows it."""
+    cmyk = np.asarray(pictures.scene((WIDTH, HEIGHT), 3).convert("CMYK"))
+    fifth = np.full((HEIGHT, WIDTH, 1), 7, np.uint8)
+    five = np.concatenate([cmyk, fifth], axis=2)
+    for how in ({"compression": "deflate", "predictor": 2}, {}):
+        with_it = tiff(five, 5, order=order, extra=(extra,), **how)  # type: ignore[arg-type]
+        without = tiff(cmyk, 5, order=order, **how)  # type: ignore[arg-type]
+        assert np.array_equal(np.asarray(media.load_rgb(with_it)), np.asarray(media.load_rgb(without)))
+
+
+def test_grey_with_the_opacity_of_corel_is_shown_over_white() -> None:
+    grey = np.asarray(pictures.scene((WIDTH, HEIGHT), 3).convert("L"))[:, :, None]
+    opacity = np.broadcast_to(np.linspace(0, 255, WIDTH).astype(np.uint8)[None, :, None], grey.shape)
+    data = tiff(np.concatenate([grey, opacity], axis=2), 1, extra=(999,))
+    seen = grey * (opacity / 255.0) + 255.0 - opacity
+    assert np.abs(np.asarray(media.load_rgb(data)) - seen).max() <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "photometric", "count", "said"),
+    [
+        ("i1", 2, 3, "RGB, 3 numbers of 8 bits a pixel, signed"),
+        ("i2", 2, 3, "RGB, 3 numbers of 16 bits a pixel, signed"),
+        ("f4", 2, 3, "RGB, 3 numbers of 32 bits a pixel, floating-point"),
+        ("i1", 5, 4, "CMYK, 4 numbers of 8 bits a pixel, signed"),
+        ("u2", 8, 3, "Lab, 3 numbers of 16 bits a pixel"),
+        ("u2", 32845, 3, "LogLuv, 3 numbers of 16 bits a pixel"),
+        ("u2", 77, 1, "colours of kind 77, 1 number of 16 bits a pixel"),
+    ],
+)
+def test_a_refused_tiff_says_how_it_keeps_its_pixels(kind: str, photometric: int, count: int, said: str) -> None:
+    for order in ("<", ">"):
+        for big in (False, True):
+            data = tiff(np.zeros((4, 4, count), kind), photometric, order=order, big=big)  # type: ignore[arg-type]
+            with pytest.raises(MediaError, match=f"^keeps its pixels as {said}, which is not read in a TIFF$"):
+                media.load_rgb(data)
+
+
 def test_a_tiff_that_lacks_strips_is_not_filled_up_in_black() -> None:
     data = tiff(scaled(np.full((HEIGHT, WIDTH, 3), 200.0), "u1"), 2, rows_per_strip=HEIGHT)
     height = struct.pack("<HHII", 257, 4, 1, HEIGHT)
