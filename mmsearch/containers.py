@@ -394,6 +394,7 @@ def boxes(file: IO[bytes], start: int, end: int) -> Iterator[Box]:
 
 
 _JP2_HEADER = frozenset({b"ihdr", b"bpcc", b"colr", b"pclr", b"cmap", b"cdef"})
+_COLR_BYTES = 7  # at least, of a box that says which colours
 _EXIF_IDS = (
     b"JpgTiffExif->JP2",
     b"\x05\x37\xcd\xab\x9d\x0c\x44\x31\xa7\x2a\xfa\x56\x1f\x2a\x11\x3e",  # Photoshop's, as ExifTool reads it
@@ -406,7 +407,11 @@ def _jp2_parts(file: IO[bytes]) -> list[Part]:
     parts: list[Part] = []
     for box in boxes(file, 0, size):
         if box.name == b"jp2h":
-            kept = [inner for inner in boxes(file, box.data, min(box.end, size)) if inner.name in _JP2_HEADER]
+            kept = [
+                inner
+                for inner in boxes(file, box.data, min(box.end, size))
+                if inner.name in _JP2_HEADER and (inner.name != b"colr" or inner.end - inner.data >= _COLR_BYTES)
+            ]
             length = 8 + sum(inner.end - inner.start for inner in kept)
             parts.append(length.to_bytes(4, "big") + b"jp2h")
             parts += [(inner.start, inner.end - inner.start) for inner in kept]
@@ -432,6 +437,47 @@ def j2k_start(file: IO[bytes]) -> int:
     if _bytes_at(file, 0, 2) == b"\xff\x4f":
         return 0
     return next((box.data for box in boxes(file, 0, size_of(file)) if box.name == b"jp2c"), 0)
+
+
+def jp2_colour_space(file: IO[bytes]) -> int | None:
+    """The number for the colours in its first `colr` box: ISO 15444-1 annex I.5.3.3, 15444-2 annex M.11.7.3."""
+    size = size_of(file)
+    header = next((box for box in boxes(file, 0, size) if box.name == b"jp2h"), None)
+    inner = boxes(file, header.data, min(header.end, size)) if header else ()
+    data = next((_bytes_at(file, box.data, _COLR_BYTES) for box in inner if box.name == b"colr"), b"")
+    return int.from_bytes(data[3:], "big") if data[:1] == b"\1" else None
+
+
+def j2k_with_part_counts(file: IO[bytes]) -> IO[bytes] | None:
+    """A view in which each tile says how many parts it has, where it says one too few; None of other files.
+
+    Files of Adobe do; OpenJPEG corrects it, but not as Pillow calls it. ISO 15444-1 annex A.4.2: the SOT marker.
+    """
+    at = j2k_start(file) + 2
+    places: dict[int, int] = {}
+    is_one_too_few = False
+    for _ in range(MAX_PARTS):
+        marker = _bytes_at(file, at, 12)
+        if len(marker) < 12 or marker[:1] != b"\xff":
+            break
+        if marker[1] != 0x90:
+            at += 2 + int.from_bytes(marker[2:4], "big")
+            continue
+        length, number, count = int.from_bytes(marker[6:10], "big"), marker[10], marker[11]
+        is_one_too_few = is_one_too_few or 0 < count == number
+        if 0 < count < 255:
+            places[at + 11] = count + 1
+        if length < 12:
+            break
+        at += length
+    if not is_one_too_few:
+        return None
+    parts: list[Part] = []
+    at = 0
+    for place, count in places.items():
+        parts += [(at, place - at), bytes([count])]
+        at = place + 1
+    return view(file, [*parts, (at, size_of(file) - at)])
 
 
 # AVIF

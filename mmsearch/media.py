@@ -367,6 +367,10 @@ def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
     if format_ == "JPEG2000":
         from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
+        space = containers.jp2_colour_space(stream)
+        if space in _NO_RGB:
+            raise MediaError(f"keeps its colours as {_NO_RGB[space]}, which is not read in a JPEG 2000")
+        stream.seek(0)
         j2k = Jpeg2KImageFile(stream)
         j2k.info["exif"] = containers.jp2_exif(stream)
         return j2k
@@ -380,6 +384,9 @@ def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
         raise MachineError("is HEIC, and the package pi-heif that reads it does not work here") from error
     image: ImageFile.ImageFile = HeifImageFile(stream)
     return image
+
+
+_NO_RGB = {14: "CIELab", 19: "CIEJab", 24: "e-sYCC"}  # Pillow would take the first two for RGB
 
 
 def _open_tiff(stream: IO[bytes]) -> ImageFile.ImageFile:
@@ -496,8 +503,14 @@ def _loaded(
     except OSError as error:
         if getattr(image, "tag_v2", {}).get(259) == 50001:
             raise MediaError("is a TIFF compressed with WebP, which Pillow was built without") from error
-        if "truncated" not in str(error):
+        parts = containers.j2k_with_part_counts(stream) if format_ == "JPEG2000" else None
+        if parts is None and "truncated" not in str(error):
             raise
+        if parts is not None:
+            mended = _open(parts, format_)
+            _halve(mended, halvings)
+            mended.load()
+            return mended
         whole = None
         if format_ == "JPEG":
             whole = _jpeg_without_end(image, wanted, stream, max_bytes)

@@ -263,6 +263,43 @@ def test_a_codestream_behind_much_metadata_is_still_decoded_small(tmp_path: Path
     assert media._j2k_levels(with_box) == media._j2k_levels(io.BytesIO(data)) > 2
 
 
+def in_two_parts(data: bytes, said: int) -> bytes:
+    """A JPEG 2000 of one tile, which is divided in the middle of its packets. said: how many parts it says it has."""
+    at = data.index(b"\xff\x90")
+    end = at + int.from_bytes(data[at + 6 : at + 10], "big")
+    cut = (data.index(b"\xff\x93", at) + end) // 2
+    first = data[at : at + 6] + struct.pack(">IBB", cut - at, 0, said) + data[at + 12 : cut]
+    second = b"\xff\x90\0\x0a\0\0" + struct.pack(">IBB", 14 + end - cut, 1, said) + b"\xff\x93" + data[cut:end]
+    box = data.index(b"jp2c") - 4
+    codestream = data[box + 4 : at] + first + second + data[end:]
+    return data[:box] + struct.pack(">I", len(codestream) + 4) + codestream
+
+
+@pytest.mark.parametrize("said", [0, 1, 2])
+def test_jpeg_2000_that_says_one_part_too_few_is_read(said: int) -> None:
+    """As files of Adobe do; none said is right."""
+    data = jp2((400, 300))
+    divided = in_two_parts(data, said)
+    for spec in (None, PixelSpec(32, 24)):
+        assert np.array_equal(np.asarray(media.load_rgb(divided, spec)), np.asarray(media.load_rgb(data, spec)))
+
+
+def test_jpeg_2000_whose_colours_are_of_no_length_is_read() -> None:
+    data = jp2((40, 30))
+    at, head = data.index(b"colr") - 4, data.index(b"jp2h") - 4
+    short = data[:at] + struct.pack(">I4sI", 12, b"colr", 0x02000000) + data[at + 15 :]
+    short = short[:head] + struct.pack(">I", int.from_bytes(data[head : head + 4], "big") - 3) + short[head + 4 :]
+    assert np.array_equal(np.asarray(media.load_rgb(short)), np.asarray(media.load_rgb(data)))
+
+
+@pytest.mark.parametrize(("number", "name"), [(14, "CIELab"), (19, "CIEJab"), (24, "e-sYCC")])
+def test_jpeg_2000_of_colours_that_pillow_takes_for_rgb_is_refused(number: int, name: str) -> None:
+    data = jp2((40, 30))
+    at = data.index(b"colr") + 7
+    with pytest.raises(MediaError, match=f"keeps its colours as {name}, which is not read in a JPEG 2000"):
+        media.load_rgb(data[:at] + struct.pack(">I", number) + data[at + 4 :])
+
+
 # BMP
 
 
