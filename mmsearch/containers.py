@@ -573,7 +573,8 @@ def tiff_as_pillow_reads_it(file: IO[bytes]) -> IO[bytes]:
     if len(whole) == len(entries) and wanted == whole and not is_hidden:
         file.seek(0)
         return file
-    kept = sorted((entry for entry in wanted if entry.tag in _TIFF_PIXELS), key=lambda entry: entry.tag)
+    by_tag = {entry.tag: entry for entry in wanted if entry.tag in _TIFF_PIXELS}  # one each, as a file may have 4096
+    kept = [by_tag[tag] for tag in sorted(by_tag)]
     size = size_of(file)
     top = _bytes_at(file, 0, 8 if form.inline == 8 else 4)
     if is_hidden:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -124,6 +125,18 @@ def test_a_bigtiff_in_either_order_of_bytes_is_read(order: str, kind: str, tile:
         assert np.array_equal(np.asarray(media.load_rgb(data)), seen)
         one_strip = tiff(scaled(samples, kind), photometric, order=order, rows_per_strip=HEIGHT, big=True)  # type: ignore[arg-type]
         assert np.array_equal(np.asarray(media.load_rgb(one_strip)), seen)
+
+
+def test_a_bigtiff_of_many_equal_entries_takes_bounded_memory() -> None:
+    numbers, entries = 100_000, 4000
+    entry = struct.pack(">HHQQ", 273, 16, numbers, 1000)
+    sides = struct.pack(">HHQII", 256, 4, 1, 10, 0) + struct.pack(">HHQII", 257, 4, 1, 10, 0)
+    data = b"MM" + struct.pack(">HHHQ", 43, 8, 0, 16) + struct.pack(">Q", entries + 2) + sides + entry * entries
+    tracemalloc.start()
+    assert media.load_rgb(data.ljust(1000 + 8 * numbers, b"\0")).size == (10, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
