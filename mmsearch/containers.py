@@ -394,6 +394,7 @@ def boxes(file: IO[bytes], start: int, end: int) -> Iterator[Box]:
 
 
 _JP2_HEADER = frozenset({b"ihdr", b"bpcc", b"colr", b"pclr", b"cmap", b"cdef"})
+_COLR_BYTES = 7  # at least, of a box that says which colours
 _EXIF_IDS = (
     b"JpgTiffExif->JP2",
     b"\x05\x37\xcd\xab\x9d\x0c\x44\x31\xa7\x2a\xfa\x56\x1f\x2a\x11\x3e",  # Photoshop's, as ExifTool reads it
@@ -406,7 +407,11 @@ def _jp2_parts(file: IO[bytes]) -> list[Part]:
     parts: list[Part] = []
     for box in boxes(file, 0, size):
         if box.name == b"jp2h":
-            kept = [inner for inner in boxes(file, box.data, min(box.end, size)) if inner.name in _JP2_HEADER]
+            kept = [
+                inner
+                for inner in boxes(file, box.data, min(box.end, size))
+                if inner.name in _JP2_HEADER and (inner.name != b"colr" or inner.end - inner.data >= _COLR_BYTES)
+            ]
             length = 8 + sum(inner.end - inner.start for inner in kept)
             parts.append(length.to_bytes(4, "big") + b"jp2h")
             parts += [(inner.start, inner.end - inner.start) for inner in kept]
@@ -434,19 +439,82 @@ def j2k_start(file: IO[bytes]) -> int:
     return next((box.data for box in boxes(file, 0, size_of(file)) if box.name == b"jp2c"), 0)
 
 
+def jp2_colour_space(file: IO[bytes]) -> int | None:
+    """The number for the colours in its first `colr` box: ISO 15444-1 annex I.5.3.3, 15444-2 annex M.11.7.3."""
+    size = size_of(file)
+    header = next((box for box in boxes(file, 0, size) if box.name == b"jp2h"), None)
+    inner = boxes(file, header.data, min(header.end, size)) if header else ()
+    data = next((_bytes_at(file, box.data, _COLR_BYTES) for box in inner if box.name == b"colr"), b"")
+    return int.from_bytes(data[3:], "big") if data[:1] == b"\1" else None
+
+
+def j2k_with_part_counts(file: IO[bytes]) -> IO[bytes] | None:
+    """A view in which each tile says how many parts it has, where it says one too few; None of other files.
+
+    Files of Adobe do; OpenJPEG corrects it, but not as Pillow calls it. ISO 15444-1 annex A.4.2: the SOT marker.
+    """
+    at = j2k_start(file) + 2
+    places: dict[int, int] = {}
+    is_one_too_few = False
+    for _ in range(MAX_PARTS):
+        marker = _bytes_at(file, at, 12)
+        if len(marker) < 12 or marker[:1] != b"\xff":
+            break
+        if marker[1] != 0x90:
+            at += 2 + int.from_bytes(marker[2:4], "big")
+            continue
+        length, number, count = int.from_bytes(marker[6:10], "big"), marker[10], marker[11]
+        is_one_too_few = is_one_too_few or 0 < count == number
+        if 0 < count < 255:
+            places[at + 11] = count + 1
+        if length < 12:
+            break
+        at += length
+    if not is_one_too_few:
+        return None
+    parts: list[Part] = []
+    at = 0
+    for place, count in places.items():
+        parts += [(at, place - at), bytes([count])]
+        at = place + 1
+    return view(file, [*parts, (at, size_of(file) - at)])
+
+
 # AVIF
 
 
+_EXIF_ITEM = re.compile(rb"infe[\2\3]...(?:..|....)..(?=Exif)", re.DOTALL)
+
+
 def _avif_parts(file: IO[bytes]) -> list[Part]:
-    """With another name for the item that is EXIF, which the plugin wants to be without fault."""
+    """With other names for EXIF and for the brand of gain maps, both of which the plugin wants to be without fault."""
     size = size_of(file)
+    brands = _bytes_at(file, 0, min(256, int.from_bytes(_bytes_at(file, 0, 4), "big")))
+    changes = {at: b"mif1" for at in range(16, len(brands) - 3, 4) if brands[at : at + 4] == b"tmap"}
     meta = next((box for box in boxes(file, 0, size) if box.name == b"meta"), None)
-    data = _bytes_at(file, meta.data, min(meta.end - meta.data, MAX_METADATA_BYTES)) if meta else b""
-    item = re.search(rb"infe[\2\3]...(?:..|....)..Exif", data, re.DOTALL)
-    if meta is None or item is None:
-        return [(0, size)]
-    at = meta.data + item.end()
-    return [(0, at - 4), b"skip", (at, size - at)]
+    if meta is not None:
+        data = _bytes_at(file, meta.data, min(meta.end - meta.data, MAX_METADATA_BYTES))
+        changes |= {meta.data + item.end(): b"skip" for item in _EXIF_ITEM.finditer(data)}
+        changes |= _ipma_flags(file, meta)
+    parts: list[Part] = []
+    at = 0
+    for place, new in sorted(changes.items())[:MAX_PARTS]:
+        parts += [(at, place - at), new]
+        at = place + len(new)
+    return [*parts, (at, size - at)]
+
+
+def _ipma_flags(file: IO[bytes], meta: Box) -> dict[int, bytes]:
+    """Place -> flags of each further `ipma` box: they are to differ, ISO 14496-12, 8.11.14, which libavif insists on.
+
+    cavif, which made the AVIF samples of Link-U, writes one for each item. Only the lowest bit has a meaning.
+    """
+    iprp = next((box for box in boxes(file, meta.data + 4, meta.end) if box.name == b"iprp"), None)
+    associations = [box for box in boxes(file, iprp.data, iprp.end) if box.name == b"ipma"] if iprp else []
+    flags = {}
+    for number, box in enumerate(associations[:128]):
+        flags[box.data + 3] = bytes([_bytes_at(file, box.data + 3, 1).ljust(1, b"\0")[0] & 1 | number << 1])
+    return flags
 
 
 # TIFF
@@ -460,44 +528,176 @@ _TIFF_PIXELS = frozenset(
 )
 
 
-def tiff_without_damaged_metadata(file: IO[bytes]) -> IO[bytes]:
-    """The file; if an entry of its first directory is damaged, a view without entries that no pixel needs.
+class _Entry(NamedTuple):
+    """Of a TIFF directory."""
 
-    Pillow reads no further than to an entry that points behind the end, and takes what follows for missing, which
-    may be how the pixels are kept.
+    tag: int
+    kind: int
+    length: int  # how many values
+    value: bytes | int  # its bytes, or where they are in the file
+
+
+class _Form(NamedTuple):
+    """How a TIFF or BigTIFF file writes its numbers."""
+
+    order: str  # of bytes, as `struct` names it
+    counting: str  # the entries of a directory
+    pointing: str
+    inline: int  # bytes of a pointer, which may be the value instead
+
+
+def _form(order: str, *, is_big: bool) -> _Form:
+    return _Form(order, f"{order}Q", f"{order}Q", 8) if is_big else _Form(order, f"{order}H", f"{order}I", 4)
+
+
+class _Directory(NamedTuple):
+    form: _Form
+    entries: list[_Entry | None]  # None for one that is damaged
+
+
+def tiff_as_pillow_reads_it(file: IO[bytes]) -> IO[bytes]:
+    """The file, or a view with another first directory, of what pixels need alone, where Pillow would get it wrong.
+
+    That is where an entry is damaged: Pillow reads no further than to one that points behind the end, and takes what
+    follows for missing, which may be how the pixels are kept. Then where libtiff knows better (`_as_libtiff`), and in
+    a BigTIFF in big-endian order, which Pillow takes for a TIFF that is not big.
     """
-    order = "<" if _bytes_at(file, 0, 2) == b"II" else ">"
-    is_big = struct.unpack(order + "H", _bytes_at(file, 2, 2).ljust(2, b"\0"))[0] == 43
-    how = ("Q", "Q", 20, 8) if is_big else ("H", "I", 12, 4)  # the count, the offsets, bytes of an entry, of an offset
-    counting, pointing, width, inline = (order + how[0], order + how[1], how[2], how[3])
-    size, head = size_of(file), 8 if is_big else 4
-    start = _number(pointing, _bytes_at(file, head, inline))
-    count = _number(counting, _bytes_at(file, start, struct.calcsize(counting)))
-    file.seek(0)
-    if not 8 <= start < size or count > 4096:
+    directory = _tiff_directory(file)
+    if directory is None:
+        file.seek(0)
         return file
-    directory = _bytes_at(file, start + struct.calcsize(counting), width * count)
-    file.seek(0)
-    entries = [directory[at : at + width] for at in range(0, len(directory) - width + 1, width)]
-    whole = [entry for entry in entries if _is_whole(entry, order, pointing, inline, size)]
-    if len(whole) == len(entries):
+    form, entries = directory
+    whole = [entry for entry in entries if entry is not None]
+    wanted = _as_libtiff(whole, form.order)
+    is_hidden = form.pointing == ">Q"
+    if len(whole) == len(entries) and wanted == whole and not is_hidden:
+        file.seek(0)
         return file
-    kept = [entry for entry in whole if _number(order + "H", entry[:2]) in _TIFF_PIXELS]
-    new = struct.pack(counting, len(kept)) + b"".join(kept) + bytes(inline)
+    by_tag = {entry.tag: entry for entry in wanted if entry.tag in _TIFF_PIXELS}  # one each, as a file may have 4096
+    kept = [by_tag[tag] for tag in sorted(by_tag)]
+    size = size_of(file)
+    top = _bytes_at(file, 0, 8 if form.inline == 8 else 4)
+    if is_hidden:
+        if size >= 1 << 32:
+            raise ValueError("a BigTIFF of more than 4 GB in big-endian order")
+        form, kept, top = _form(">", is_big=False), [_short(file, entry) for entry in kept], b"MM\0*"
     end = size + (size & 1)
-    return view(
-        file,
-        [(0, head), struct.pack(pointing, end), (head + inline, size - head - inline), bytes(end - size), new],
-    )
+    top += struct.pack(form.pointing, end)
+    return view(file, [top, (len(top), size - len(top)), bytes(end - size), _packed(kept, form, end)])
 
 
-def _is_whole(entry: bytes, order: str, pointing: str, inline: int, size: int) -> bool:
-    """Whether the value of a TIFF entry is of a type that there is, and lies inside the file."""
-    kind, count, value = _number(order + "H", entry[2:4]), _number(pointing, entry[4 : 4 + inline]), entry[4 + inline :]
-    if kind not in _TIFF_WIDTHS or not count:
-        return False
-    n_bytes = _TIFF_WIDTHS[kind] * count
-    return n_bytes <= inline or _number(pointing, value) + n_bytes <= size
+def tiff_layout(file: IO[bytes]) -> str:
+    """How a TIFF keeps its pixels, in words."""
+    _, entries = _tiff_directory(file) or ("", [])
+    order = "<" if _bytes_at(file, 0, 2) == b"II" else ">"
+    tags = {entry.tag: entry for entry in entries if entry is not None}
+    numbers = {tag: _numbers(file, tags[tag], order) if tag in tags else () for tag in (258, 262, 277, 339)}
+    photometric = next(iter(numbers[262]), None)
+    colours = _PHOTOMETRIC.get(photometric, f"colours of kind {photometric}") if numbers[262] else "colours of no kind"
+    samples = next(iter(numbers[277]), 1)
+    bits = " and ".join(str(depth) for depth in sorted(set(numbers[258] or (1,)))[:4])
+    kind = {2: ", signed", 3: ", floating-point", 5: ", complex", 6: ", complex"}.get(next(iter(numbers[339]), 1), "")
+    return f"{colours}, {samples} number{'s' * (samples != 1)} of {bits} bits a pixel{kind}"
+
+
+# fmt: off
+_PHOTOMETRIC: dict[int | None, str] = {
+    0: "grey", 1: "grey", 2: "RGB", 3: "a palette", 4: "a mask", 5: "CMYK", 6: "YCbCr", 8: "Lab", 9: "Lab", 10: "Lab",
+    32803: "what a sensor saw", 32844: "LogL", 32845: "LogLuv", 34892: "what a sensor saw",
+}
+# fmt: on
+
+
+def _tiff_directory(file: IO[bytes]) -> _Directory | None:
+    """The first of a file; None where it has none."""
+    order = "<" if _bytes_at(file, 0, 2) == b"II" else ">"
+    form = _form(order, is_big=_number(order + "H", _bytes_at(file, 2, 2)) == 43)
+    size, width = size_of(file), 4 + 2 * form.inline
+    start = _number(form.pointing, _bytes_at(file, form.inline, form.inline))
+    if not 8 <= start < size:
+        return None
+    count_bytes = struct.calcsize(form.counting)
+    count = _number(form.counting, _bytes_at(file, start, count_bytes))
+    if count > 4096:
+        return None
+    data = _bytes_at(file, start + count_bytes, width * count)
+    places = range(0, len(data) - width + 1, width)
+    return _Directory(form, [_entry(data[at : at + width], form, size) for at in places])
+
+
+def _entry(data: bytes, form: _Form, size: int) -> _Entry | None:
+    """None unless the value of an entry is of a type that there is, and lies inside the file."""
+    tag, kind = struct.unpack(form.order + "HH", data[:4])
+    count, value = _number(form.pointing, data[4 : 4 + form.inline]), data[4 + form.inline :]
+    n_bytes = _TIFF_WIDTHS.get(kind, 0) * count
+    if n_bytes <= form.inline:
+        return _Entry(tag, kind, count, value) if n_bytes else None
+    place = _number(form.pointing, value)
+    return _Entry(tag, kind, count, place) if place + n_bytes <= size else None
+
+
+_CCITT = (2, 3, 4, 32771)
+
+
+def _as_libtiff(entries: list[_Entry], order: str) -> list[_Entry]:
+    """What libtiff makes of tiles that are named strips, of extra samples, and of colours that are not named.
+
+    It shows CMYK without what is see-through in it, takes Corel's 999 for the usual opacity, and black for zero.
+    """
+
+    def first(tag: int, default: int) -> int:
+        value = tags[tag].value if tag in tags and tags[tag].kind in (3, 4) else None
+        return _number(order + " HI"[tags[tag].kind - 2], value) if isinstance(value, bytes) else default
+
+    tags = {entry.tag: entry for entry in entries}
+    if {273, 322, 323} <= set(tags) and 324 not in tags:
+        names = {273: 324, 279: 325}
+        entries = [entry._replace(tag=names.get(entry.tag, entry.tag)) for entry in entries if entry.tag != 278]
+    samples, compression = first(277, 1), first(259, 1)
+    if 262 not in tags and 256 in tags and samples in (1, 3) and compression != 6:
+        photometric = 2 if samples == 3 else 0 if compression in _CCITT else 1
+        entries = [*entries, _Entry(262, 3, 1, struct.pack(order + "HH", photometric, 0))]
+    opacity = {5: {1: 0, 2: 0, 999: 0}, 1: {999: 2}}.get(first(262, -1), {})
+    if 338 in tags and tags[338].length == 1 and first(338, 0) in opacity:
+        value = struct.pack(order + "HH", opacity[first(338, 0)], 0)
+        entries = [entry._replace(kind=3, value=value) if entry.tag == 338 else entry for entry in entries]
+    return entries
+
+
+def _numbers(file: IO[bytes], entry: _Entry, order: str) -> tuple[int, ...]:
+    """The whole numbers that an entry holds; of a long list the first."""
+    letter = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}.get(entry.kind)
+    if letter is None:
+        return ()
+    n_bytes = _TIFF_WIDTHS[entry.kind] * min(entry.length, MAX_METADATA_BYTES // 8)
+    data = entry.value[:n_bytes] if isinstance(entry.value, bytes) else _bytes_at(file, entry.value, n_bytes)
+    return struct.unpack(f"{order}{n_bytes // _TIFF_WIDTHS[entry.kind]}{letter}", data)
+
+
+def _short(file: IO[bytes], entry: _Entry) -> _Entry:
+    """An entry of a big-endian BigTIFF of less than 4 GB, with numbers of four bytes in place of eight."""
+    if entry.kind in (16, 17, 18):
+        numbers = [min(max(number, 0), 2**32 - 1) for number in _numbers(file, entry, ">")]
+        return _Entry(entry.tag, 4, len(numbers), struct.pack(f">{len(numbers)}I", *numbers))
+    if isinstance(entry.value, bytes):
+        return entry._replace(value=entry.value[: _TIFF_WIDTHS[entry.kind] * entry.length])
+    return entry
+
+
+def _packed(entries: list[_Entry], form: _Form, start: int) -> bytes:
+    """A directory that begins at a place, with the values that do not fit into it behind it."""
+    directory, values = struct.pack(form.counting, len(entries)), b""
+    behind = start + len(directory) + (4 + 2 * form.inline) * len(entries) + form.inline
+    for tag, kind, length, value in entries:
+        directory += struct.pack(form.order + "HH", tag, kind) + struct.pack(form.pointing, length)
+        if isinstance(value, bytes) and len(value) <= form.inline:
+            directory += value.ljust(form.inline, b"\0")
+        elif isinstance(value, bytes):
+            directory += struct.pack(form.pointing, behind + len(values))
+            values += value + bytes(len(value) & 1)
+        else:
+            directory += struct.pack(form.pointing, value)
+    return directory + bytes(form.inline) + values
 
 
 def _number(form: str, data: bytes) -> int:

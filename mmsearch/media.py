@@ -14,7 +14,6 @@ import functools
 import io
 import math
 import os
-import re
 import stat
 import struct
 import zlib
@@ -27,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageCms, ImageFile
 
-from mmsearch import compiled, containers
+from mmsearch import bitmaps, compiled, containers
 from mmsearch.encoders.preprocess import PixelSpec, fit, resized_size
 from mmsearch.errors import MediaError
 from mmsearch.exif import ExifFacts, exif_block, read_exif
@@ -79,9 +78,6 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-# The entry of an EXIF item in an ISO media file: ISO 14496-12, 8.11.6, versions 2 and 3
-_EXIF_ITEM = re.compile(rb"(infe[\x02\x03]...(?:..|....)..)Exif", re.DOTALL)
 
 # Of an OSError that a decoder raises for the picture: most have none, the others come of a place that no file has.
 _PICTURES_ERRORS = (None, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG)
@@ -288,6 +284,8 @@ def sniff(stream: IO[bytes]) -> str:
         return "WEBP"
     if head[4:8] == b"ftyp":
         return _sniff_brands(head)
+    if bitmaps.is_dib(head):
+        return "BMP"
     raise MediaError(_what_else(head))
 
 
@@ -363,21 +361,23 @@ def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
 
         return GifImageFile(stream)
     if format_ == "TIFF":
-        from PIL.TiffImagePlugin import TiffImageFile
-
-        return _tiff_as_drawn(TiffImageFile(containers.tiff_without_damaged_metadata(stream)))
+        return _open_tiff(stream)
     if format_ == "BMP":
-        from PIL.BmpImagePlugin import BmpImageFile
-
-        return BmpImageFile(stream)
+        return bitmaps.open_bmp(stream)
     if format_ == "JPEG2000":
         from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
+        space = containers.jp2_colour_space(stream)
+        if space in _NO_RGB:
+            raise MediaError(f"keeps its colours as {_NO_RGB[space]}, which is not read in a JPEG 2000")
+        stream.seek(0)
         j2k = Jpeg2KImageFile(stream)
         j2k.info["exif"] = containers.jp2_exif(stream)
         return j2k
     if format_ == "AVIF":
-        return _open_avif(stream)
+        from PIL.AvifImagePlugin import AvifImageFile
+
+        return AvifImageFile(stream)
     try:
         from pi_heif import HeifImageFile  # type: ignore[import-untyped,unused-ignore]
     except ImportError as error:
@@ -386,18 +386,20 @@ def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
     return image
 
 
-def _open_avif(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """Pillow writes the file's EXIF anew where the container turns the image; what it cannot write is left out then."""
-    from PIL.AvifImagePlugin import AvifImageFile
+_NO_RGB = {14: "CIELab", 19: "CIEJab", 24: "e-sYCC"}  # Pillow would take the first two for RGB
 
+
+def _open_tiff(stream: IO[bytes]) -> ImageFile.ImageFile:
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    file = containers.tiff_as_pillow_reads_it(stream)
     try:
-        return AvifImageFile(stream)
-    except _DECODER_ERRORS:
-        stream.seek(0)
-        without, count = _EXIF_ITEM.subn(rb"\1free", stream.read())
-        if not count:
+        image = TiffImageFile(file)
+    except SyntaxError as error:
+        if "unknown pixel mode" not in str(error):
             raise
-        return AvifImageFile(io.BytesIO(without))
+        raise MediaError(f"keeps its pixels as {containers.tiff_layout(file)}, which is not read in a TIFF") from error
+    return _tiff_as_drawn(image)
 
 
 # libtiff gives samples in the byte order of the machine, whatever the file's is; Pillow heeds it for 16 bits alone
@@ -499,12 +501,20 @@ def _loaded(
     try:
         image.load()
     except OSError as error:
-        if "truncated" not in str(error):
+        if getattr(image, "tag_v2", {}).get(259) == 50001:
+            raise MediaError("is a TIFF compressed with WebP, which Pillow was built without") from error
+        parts = containers.j2k_with_part_counts(stream) if format_ == "JPEG2000" else None
+        if parts is None and "truncated" not in str(error):
             raise
+        if parts is not None:
+            mended = _open(parts, format_)
+            _halve(mended, halvings)
+            mended.load()
+            return mended
         whole = None
         if format_ == "JPEG":
             whole = _jpeg_without_end(image, wanted, stream, max_bytes)
-        elif image.tile and image.tile[0].codec_name == "raw":
+        elif image.tile and image.tile[0].codec_name in ("raw", bitmaps.DECODER):
             whole = _open(containers.with_tail(stream, bytes(int(file_bytes * LOST_SHARE))), format_)
             whole.load()
         if whole is None:
@@ -810,7 +820,7 @@ def _is_cut_short(stream: IO[bytes], format_: str, cause: BaseException) -> bool
         return b";" not in tail[-64:]
     if format_ == "WEBP":
         return int.from_bytes(head[4:8], "little") + 8 > length
-    if format_ == "BMP":
+    if format_ == "BMP" and head.startswith(b"BM"):
         return int.from_bytes(head[2:6], "little") > length
     if format_ == "TIFF" and head[2:4] in (b"*\0", b"\0*"):
         return int.from_bytes(head[4:8], "little" if head[0] == ord("I") else "big") >= length

@@ -37,6 +37,7 @@ MOST_GROWTH_MB = 150.0  # of this process, in a whole run
 REASONS = (  # (what it is counted as, how a reason begins)
     ("cut short", "is cut short"),
     ("broken", "cannot be decoded"),
+    ("not known", ("keeps its ", "holds a ", "is compressed ")),
     ("too large", ("needs", "is ", "has no")),
     ("crashed", ("crashes", "makes the decoder")),
     ("too slow", "took longer"),

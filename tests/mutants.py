@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import pictures
+from tests import bitmaps, pictures
 from tests.tiffs import tiff
 
 Mutation = Callable[[random.Random, bytearray], bytes]
@@ -44,6 +44,8 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
     for order in ("<", ">"):
         files["TIFF"].append(tiff(samples.astype(np.uint16) * 257, 2, order=order, planes=True))  # type: ignore[arg-type]
         files["TIFF"].append(tiff(samples, 2, order=order, tile=16, compression="deflate", predictor=2))  # type: ignore[arg-type]
+        files["TIFF"].append(tiff(samples, 2, order=order, big=True))  # type: ignore[arg-type]
+        files["TIFF"].append(tiff(samples, 2, order=order, tile=16, names={324: 273, 325: 279, 262: 0}))  # type: ignore[arg-type]
     files["HEIC"].append(pictures.heic(folder / "exif.heic", scene, block).read_bytes())
     gif = io.BytesIO()
     scene.quantize(200).save(gif, "GIF", interlace=1, transparency=3, comment=b"a comment")
@@ -52,6 +54,9 @@ def originals(folder: Path) -> dict[str, list[bytes]]:
         bmp = io.BytesIO()
         scene.convert(mode).save(bmp, "BMP")
         files["BMP"].append(bmp.getvalue())
+    files["BMP"].append(bitmaps.bitfields(samples, 32, (0xFF000000, 0xFF0, 0xFF0000), dib=True))
+    files["BMP"].append(bitmaps.bitfields(samples, 16, (0xF, 0x7F0, 0x7800)))
+    files["BMP"].append(bitmaps.palette(samples[:, :, 0], bytes(range(256)) * 4, header=16))
     return files
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
 from mmsearch import media
 from mmsearch.encoders.preprocess import PixelSpec
@@ -522,3 +522,56 @@ def test_a_large_file_on_disk_is_mended_as_one_in_memory_is(
     path = tmp_path / "large.png"
     path.write_bytes(damaged)
     assert np.array_equal(np.asarray(media.load_rgb(str(path))), pixels(whole["PNG"]))
+
+
+# AVIF files whose boxes libavif is strict about
+
+
+def avif_with(data: bytes, old: bytes, new: bytes, parents: tuple[bytes, ...]) -> bytes:
+    """With a box inside its parents, which are before the pixels, put in place of another."""
+    grown = len(new) - len(old)
+    out = bytearray(data.replace(old, new, 1))
+    for parent in parents:
+        at = data.index(parent) - 4
+        out[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + grown).to_bytes(4, "big")
+    at = out.index(b"iloc") + 4
+    assert out[at : at + 6] == b"\0\0\0\0\x44\0"  # version 0, numbers of four bytes
+    for item in range(int.from_bytes(out[at + 6 : at + 8], "big")):
+        place = at + 8 + 14 * item + 6
+        out[place : place + 4] = (int.from_bytes(out[place : place + 4], "big") + grown).to_bytes(4, "big")
+    return bytes(out)
+
+
+def box(data: bytes, name: bytes) -> bytes:
+    at = data.index(name) - 4
+    return data[at : at + int.from_bytes(data[at : at + 4], "big")]
+
+
+def avif_of_cavif(data: bytes) -> bytes:
+    """With one `ipma` box for each item, all of the same flags."""
+    ipma = box(data, b"ipma")
+    count, at, new = int.from_bytes(ipma[12:16], "big"), 16, b""
+    for _ in range(count):
+        entry = ipma[at : at + 3 + ipma[at + 2]]
+        new += struct.pack(">I4sII", 16 + len(entry), b"ipma", 0, 1) + entry
+        at += len(entry)
+    return avif_with(data, ipma, new, (b"meta", b"iprp"))
+
+
+def avif_with_damaged_gain_map(data: bytes) -> bytes:
+    """Its EXIF block says that it is a gain map, which `altr` offers in place of the image."""
+    named = data.replace(b"Exif\0", b"tmap\0", 1).replace(b"MA1B", b"tmap", 1)
+    hdlr = box(named, b"hdlr")
+    group = struct.pack(">I4sI4sIIIII", 36, b"grpl", 28, b"altr", 0, 9, 2, 2, 1)
+    return avif_with(named, hdlr, hdlr + group, (b"meta",))
+
+
+@pytest.mark.parametrize("change", [avif_of_cavif, avif_with_damaged_gain_map])
+def test_avif_boxes_that_no_pixel_needs(change: Change) -> None:
+    scene = pictures.scene(SIZE)
+    scene.putalpha(Image.linear_gradient("L").resize(SIZE))
+    data = saved(scene, "AVIF", quality=90, exif=pictures.exif(make="Canon", orientation=1))
+    changed = change(data)
+    with pytest.raises(Exception, match="Failed to decode image"):
+        AvifImagePlugin.AvifImageFile(io.BytesIO(changed))
+    assert np.array_equal(pixels(changed), pixels(data))

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 Samples = npt.NDArray[np.generic]  # (height, width, samples) of uint8, uint16, uint32, int8, int16, int32, float32
 
-_TYPES = {"H": 3, "I": 4}
+_TYPES = {"H": 3, "I": 4, "Q": 16}
 _FORMATS = {"u": 1, "i": 2, "f": 3}
 
 
@@ -24,8 +25,13 @@ def tiff(
     compression: Literal["none", "deflate", "packbits"] = "none",
     predictor: Literal[1, 2, 3] = 1,
     rows_per_strip: int = 7,
+    big: bool = False,
+    names: Mapping[int, int] | None = None,
 ) -> bytes:
-    """A TIFF file of one image; tile: the side of its tiles, 0 for strips. extra: what the last samples are."""
+    """A TIFF file of one image; tile: the side of its tiles, 0 for strips. extra: what the last samples are.
+
+    big: a BigTIFF. names: other numbers for tags, 0 to leave one out.
+    """
     height, width, count = samples.shape
     layers = [samples[:, :, number : number + 1] for number in range(count)] if planes else [samples]
     blocks = []
@@ -40,7 +46,8 @@ def tiff(
         else:
             blocks += [layer[top : top + rows_per_strip] for top in range(0, height, rows_per_strip)]
     data = [_packed(_predicted(block, order, predictor), compression) for block in blocks]
-    offsets = [8 + sum(map(len, data[:number])) for number in range(len(data))]
+    head = 16 if big else 8
+    offsets = [head + sum(map(len, data[:number])) for number in range(len(data))]
     bits = samples.dtype.itemsize * 8
     tags: dict[int, tuple[str, list[int]]] = {
         256: ("I", [width]),
@@ -64,19 +71,25 @@ def tiff(
         tags[530] = ("H", [1, 1])
     body = b"".join(data)
     body += b"\0" * (len(body) % 2)
-    start = 8 + len(body)
+    tags = {(names or {}).get(tag, tag): value for tag, value in tags.items()}
+    tags.pop(0, None)
+    start = head + len(body)
+    pointing, inline = (order + "Q", 8) if big else (order + "I", 4)
     values = b""
-    directory = struct.pack(order + "H", len(tags))
+    directory = struct.pack(order + ("Q" if big else "H"), len(tags))
+    end = start + len(directory) + (4 + 2 * inline) * len(tags) + inline
     for tag, (kind, numbers) in sorted(tags.items()):
+        kind = "Q" if big and tag in (273, 279, 324, 325) else kind
         packed = struct.pack(f"{order}{len(numbers)}{kind}", *numbers)
-        directory += struct.pack(order + "HHI", tag, _TYPES[kind], len(numbers))
-        if len(packed) > 4:
-            directory += struct.pack(order + "I", start + 2 + 12 * len(tags) + 4 + len(values))
+        directory += struct.pack(order + "HH", tag, _TYPES[kind]) + struct.pack(pointing, len(numbers))
+        if len(packed) > inline:
+            directory += struct.pack(pointing, end + len(values))
             values += packed
         else:
-            directory += packed.ljust(4, b"\0")
-    magic = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, start)
-    return magic + body + directory + bytes(4) + values
+            directory += packed.ljust(inline, b"\0")
+    magic = b"II" if order == "<" else b"MM"
+    magic += struct.pack(order + "HHHQ", 43, 8, 0, start) if big else struct.pack(order + "HI", 42, start)
+    return magic + body + directory + bytes(inline) + values
 
 
 def _predicted(block: Samples, order: str, predictor: int) -> bytes:
