@@ -4,6 +4,9 @@ An unplugged drive leaves an empty folder, none at all, or one that lies on anot
 So a file is taken for deleted only where its folder, and each one above it up to the source, is still there, holds
 something, and is the folder that it was: the same one of the same file system, or one that still holds a file that it
 held. All else is kept, and said by its topmost folder.
+
+A folder that was restored or cloned is another one, and its files may have other times. So a file with the content that
+it had tells the folder too.
 """
 
 import functools
@@ -11,6 +14,8 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mmsearch.errors import MediaError
+from mmsearch.media import content_hash
 from mmsearch.sources.folders import GONE, Identities, is_visible, reason
 from mmsearch.store.records import FileRow, FolderRow
 
@@ -42,15 +47,17 @@ def told_apart(
     lost: Iterable[FileRow],
     tops: Sequence[str],
     found: Collection[FileRow],
+    touched: Sequence[FileRow],
     recorded: Mapping[str, FolderRow],
     renamed: Collection[str],
 ) -> tuple[list[FileRow], list[Away]]:
     """Files that were deleted, and folders that are away.
 
     tops: sources; what lies in none of them is judged by its own folder. found: known files that are there, unchanged.
+    touched: known files that are there with another time and the same size; they are read where nothing else tells.
     recorded: what is known of folders. renamed: folders that have another name now.
     """
-    judge = _Judge(found, recorded, renamed)
+    judge = _Judge(found, touched, recorded, renamed)
     deleted: list[FileRow] = []
     away: dict[str, Away] = {}
     for row in lost:
@@ -114,8 +121,15 @@ def _from_the_top(path: str, tops: Sequence[str]) -> Iterator[str]:
 class _Judge:
     """Says of folders whether they are what they were; looks at each once."""
 
-    def __init__(self, found: Collection[FileRow], recorded: Mapping[str, FolderRow], renamed: Collection[str]) -> None:
+    def __init__(
+        self,
+        found: Collection[FileRow],
+        touched: Sequence[FileRow],
+        recorded: Mapping[str, FolderRow],
+        renamed: Collection[str],
+    ) -> None:
         self._found = found
+        self._touched = touched
         self._recorded = recorded
         self._renamed = renamed
         self._identities = Identities()
@@ -142,9 +156,19 @@ class _Judge:
         # While the files of a drive are kept, others may have been found in the empty folder on which it was mounted
         if folder in (self._holding_again if known.away else self._holding):
             return None
-        if identity == known.identity and not os.path.ismount(folder):
+        is_same = identity == known.identity or (known.identity is None and not known.away)  # or never recorded
+        if is_same and not os.path.ismount(folder):
+            return None
+        if self._holds_content(folder, known.away):
             return None
         return "is another folder now, or lies on another device"
+
+    def _holds_content(self, folder: str, again: bool) -> bool:
+        """Whether one of the touched files below a folder has the content that it had; one will do."""
+        below = folder.rstrip(os.sep) + os.sep
+        return any(
+            row.path.startswith(below) and (row.away or not again) and _has_content(row) for row in self._touched
+        )
 
     @functools.cached_property
     def _holding(self) -> set[str]:
@@ -155,3 +179,10 @@ class _Judge:
     def _holding_again(self) -> set[str]:
         """Folders that hold a file again that was kept while it was not found."""
         return folders_above(row.path for row in self._found if row.away)
+
+
+def _has_content(row: FileRow) -> bool:
+    try:
+        return content_hash(row.path) == row.content_hash
+    except (MediaError, OSError):
+        return False

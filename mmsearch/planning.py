@@ -174,7 +174,12 @@ class _Planner:
             return
         moves = [(row.path, file.path) for row, file in plan.moves]
         renamed = renamed_folders(moves, plan.recorded, plan.folders)
-        deleted, plan.away = told_apart(lost, tops, self._unchanged, plan.recorded, renamed)
+        touched = [
+            row
+            for file in plan.fresh
+            if (row := plan.known.get(file.path)) is not None and row.content_hash and row.size_bytes == file.size_bytes
+        ]
+        deleted, plan.away = told_apart(lost, tops, self._unchanged, touched, plan.recorded, renamed)
         plan.gone |= {row.id: row for row in deleted}
         for away in plan.away:
             if asked and away.folder in tops:

@@ -1,8 +1,10 @@
 """Missing is not deleted: what `index` keeps, at any depth, when a drive or a folder is away, and what it takes out."""
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -116,6 +118,46 @@ def test_files_that_others_took_the_place_of_in_the_same_folder_go(index: Index,
     swatch("yellow", 1).save(pics / "nas" / "deep" / "yellow.png")
     report = index.add(pics)
     assert (report.added, report.removed, report.missing) == (1, 1, [])
+
+
+@pytest.mark.parametrize("deleted", ["nas/red.png", "nas/deep/green.png", "own.png"])
+def test_a_restored_folder_whose_files_have_new_times_is_the_same(index: Index, pics: Path, deleted: str) -> None:
+    """As by `git clone` or `cp -r`: other folders, other times, the same content."""
+    index.add(pics)
+    backup = pics.rename(pics.with_name("backup"))
+    shutil.copytree(backup, pics, copy_function=shutil.copyfile)
+    (pics / deleted).unlink()
+    swatch("yellow", 1).save((pics / deleted).with_name("yellow.png"))
+    for path in pics.rglob("*.png"):
+        os.utime(path, (1, 1))
+    report = index.add()
+    if deleted == "nas/deep/green.png":  # nothing of this one is left by which it could be told
+        assert (report.removed, len(report.missing)) == (0, 1)
+    else:
+        assert (report.changed, report.added, report.removed, report.missing) == (3, 1, 1, [])
+        assert index.add().missing == []
+
+
+def test_other_files_of_the_same_names_do_not_tell_a_folder(index: Index, pics: Path) -> None:
+    index.add(pics)
+    replaced(pics / "nas")
+    plain("white").save(pics / "nas" / "red.png")
+    report = index.add(pics)
+    assert (report.removed, len(report.missing)) == (0, 1)
+
+
+def test_a_folder_that_an_older_version_indexed_is_taken_for_the_same(tmp_path: Path, pics: Path) -> None:
+    """Before version 4 of the tables nothing was known of folders."""
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        index.add(pics)
+    with contextlib.closing(sqlite3.connect(tmp_path / "index" / "index.db")) as database, database:
+        database.execute("DELETE FROM folders")
+    (pics / "nas" / "deep" / "green.png").unlink()
+    swatch("yellow", 1).save(pics / "nas" / "deep" / "yellow.png")
+    with Index(tmp_path / "index", encoder=ColourEncoder()) as index:
+        report = index.add(pics)
+        assert (report.added, report.removed, report.missing) == (1, 1, [])
+        assert index.add(pics).missing == []
 
 
 def test_a_renamed_folder_is_not_missing_also_where_files_of_it_were_deleted(index: Index, pics: Path) -> None:
