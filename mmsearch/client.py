@@ -23,11 +23,27 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from mmsearch import errors
+from mmsearch import arguments, errors
+from mmsearch.arguments import (
+    checked,
+    count,
+    day,
+    function,
+    mapping,
+    near,
+    number,
+    one_of,
+    optional,
+    paths,
+    seconds,
+    spelled,
+    text,
+    texts,
+)  # fmt: skip
 from mmsearch.decoding import Skip
 from mmsearch.duplicates import THRESHOLD, Copy, Group
 from mmsearch.encoders.base import FloatArray
-from mmsearch.errors import Error, QueryError, ServerError, UsageError
+from mmsearch.errors import Error, MediaError, QueryError, ServerError, UsageError, in_a_line
 from mmsearch.facts import Decoded
 from mmsearch.index import Status
 from mmsearch.ingest import Progress
@@ -51,13 +67,19 @@ class Client:
     $MMSEARCH_TOKEN. Not over HTTP are add_images, add_texts and remove: the server takes in folders alone.
     """
 
+    @checked(url=spelled, token=optional(spelled), timeout_s=seconds)
     def __init__(self, url: str, *, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         import httpx2  # here: importing mmsearch for an Index should not cost what HTTP does
 
         token = token or os.environ.get("MMSEARCH_TOKEN")
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self.url = url.rstrip("/")
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+        try:
+            self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise UsageError(
+                f"{arguments.shown(url)} and the token are none for a server: {in_a_line(error)}."
+            ) from error
         self._failures: tuple[type[Exception], ...] = (httpx2.TransportError, httpx2.InvalidURL)
 
     def __enter__(self) -> "Client":
@@ -77,6 +99,15 @@ class Client:
         """Whether anything was indexed yet."""
         return bool(self._get("/api/status")["exists"])
 
+    @checked(
+        k=count,
+        kind=optional(one_of("image", "text")),
+        after=optional(day),
+        before=optional(day),
+        near=optional(near),
+        min_score=optional(number),
+        where=optional(mapping),
+    )
     def search(
         self,
         query: Asked,
@@ -97,7 +128,7 @@ class Client:
         asked |= {"under": _folders(under), "where": dict(where or {})}
         hits: list[Hit] = []
         cursor: str | None = None
-        while len(hits) < _positive(k):
+        while len(hits) < k:
             page = self._post("/api/search", asked | {"k": min(k - len(hits), PAGE), "cursor": cursor})
             hits += [_hit(hit) for hit in page["hits"]]
             cursor = page["cursor"]
@@ -105,6 +136,7 @@ class Client:
                 break
         return hits
 
+    @checked(k=count, min_score=optional(number), where=optional(mapping))
     def lookup(
         self,
         image: Asked,
@@ -116,7 +148,7 @@ class Client:
     ) -> list[Hit]:
         """As Index.lookup, for a picture or Query.of_item; at most 500 hits."""
         query = image if isinstance(image, Query) else Query.of_picture(picture(image))
-        params: dict[str, Any] = {"k": min(_positive(k), PAGE), "under": _folders(under)}
+        params: dict[str, Any] = {"k": min(k, PAGE), "under": _folders(under)}
         params |= {} if min_score is None else {"min_score": min_score}
         params |= {"where": json.dumps(dict(where))} if where else {}
         (term, *others) = query.terms
@@ -127,6 +159,7 @@ class Client:
         assert term.picture is not None
         return [_hit(hit) for hit in self._send("/api/lookup", _file(term.picture), params)["hits"]]
 
+    @checked(id=spelled)
     def item(self, id: str) -> Item:
         """As Index.item; modified_ns is exact to the microsecond."""
         said = self._get(f"/api/items/{quote(id, safe='')}")
@@ -150,6 +183,7 @@ class Client:
         known |= {"roots": tuple(said["roots"]), "skipped": tuple(skipped)}
         return Status(**known | {"model": said["model"] or "", "dim": said["dim"] or 0})
 
+    @checked(threshold=number, progress=function)
     def duplicates(
         self,
         *,
@@ -175,6 +209,7 @@ class Client:
                 return groups
             said = self._get("/api/duplicates", {"k": PAGE, "cursor": said["cursor"]})
 
+    @checked(query=text, like=texts, unlike=texts)
     def add_feedback(self, query: str, *, like: Sequence[str] = (), unlike: Sequence[str] = ()) -> int:
         """As Index.add_feedback."""
         return int(self._post("/api/feedback", {"query": query, "like": list(like), "unlike": list(unlike)})["kept"])
@@ -183,6 +218,7 @@ class Client:
         """As Index.feedback; of many the first thousand."""
         return [(one["query"], one["id"], one["match"]) for one in self._get("/api/feedback")["judgements"]]
 
+    @checked(progress=function)
     def map(self, *, progress: Callable[[float], None] = lambda share: None) -> Map:
         """As Index.map, made by the server; points are exact to a 65,535th of the map."""
         state = self._ask("POST", "/api/map")
@@ -196,6 +232,7 @@ class Client:
         progress(1.0)
         return _map(content, is_current=state["is_current"])
 
+    @checked(sources=paths, progress=function)
     def add(
         self, *sources: str | os.PathLike[str], progress: Callable[[Progress], None] = lambda progress: None
     ) -> Report:
@@ -263,12 +300,14 @@ class Client:
             answer = self._http.request(method, path, **options)
         except self._failures as error:
             raise self._unreachable(error) from error
+        except UnicodeEncodeError as error:
+            raise UsageError("Over HTTP, paths and texts are such that UTF-8 can write them.") from error
         if answer.is_success:
             return answer
         raise _error(answer)
 
     def _unreachable(self, error: Exception) -> ServerError:
-        return ServerError(f"{self.url} does not answer ({error}). Start it with: mmsearch serve")
+        return ServerError(f"{self.url} does not answer ({in_a_line(error)}). Start it with: mmsearch serve")
 
 
 def _error(answer: Any) -> Error:
@@ -307,7 +346,10 @@ def _file(shown: Picture) -> bytes:
             raise QueryError(f"{shown} cannot be opened: {error.strerror or error}.") from error
     image = Image.fromarray(shown.pixels) if isinstance(shown, Decoded) else shown
     buffer = io.BytesIO()
-    (image if image.mode in ("L", "RGB", "RGBA", "P", "1") else image.convert("RGB")).save(buffer, "PNG")
+    try:
+        (image if image.mode in ("L", "RGB", "RGBA", "P", "1") else image.convert("RGB")).save(buffer, "PNG")
+    except (OSError, ValueError) as error:  # of a file that is read only now; of an image without pixels
+        raise MediaError(f"The picture cannot be read: {in_a_line(error)}.") from error
     return buffer.getvalue()
 
 
@@ -334,15 +376,8 @@ def _report(run: Mapping[str, Any]) -> Report:
 
 
 def _folders(under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
-    folders = [under] if isinstance(under, str | os.PathLike) else under
-    return [os.path.abspath(os.fsdecode(folder)) for folder in folders]
+    return [os.path.abspath(os.fsdecode(folder)) for folder in arguments.paths("under", under)]
 
 
 def _no_items(ids: Sequence[str]) -> FloatArray:
     raise UsageError("Over HTTP, the vector of an item cannot be had; search with it instead.")
-
-
-def _positive(k: int) -> int:
-    if not isinstance(k, int) or k < 1:
-        raise UsageError(f"k is how many hits to give, a whole number of 1 or more, not {k}.")
-    return k

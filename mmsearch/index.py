@@ -16,21 +16,41 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from mmsearch import duplicates, garbage, search
+from mmsearch import arguments, duplicates, garbage, search
+from mmsearch.arguments import (
+    checked,
+    count,
+    day,
+    function,
+    instance,
+    mapping,
+    mappings,
+    near,
+    number,
+    one_of,
+    optional,
+    paths,
+    seconds,
+    text,
+    texts,
+    texts_or_none,
+    truth,
+    whole,
+)  # fmt: skip
 from mmsearch.asking import Asking
 from mmsearch.duplicates import Group
 from mmsearch.embedding import PICTURES_AT_ONCE, Embedded, embed_pixels, embed_texts, encodable
-from mmsearch.encoders.base import Encoder, FloatArray
+from mmsearch.encoders.base import Encoder, FloatArray, an_encoder
 from mmsearch.encoders.bundle import INT8, Device, Precision
 from mmsearch.encoders.heads import TrainedHeads
-from mmsearch.errors import ModelError, SourceError, UsageError
+from mmsearch.errors import ModelError, SourceError, UsageError, in_a_line
 from mmsearch.everyday import everyday_queries
 from mmsearch.facts import ImageFacts
 from mmsearch.items import Item, existing, item, number_of
 from mmsearch.judging import TEMPLATES, Description, Judge, Label, Match, described
 from mmsearch.locations import option_for
 from mmsearch.opened import Opened
-from mmsearch.query import Asked, Query, picture
+from mmsearch.query import Asked, Query, each_picture, picture
 from mmsearch.reranking import RERANKED, reranked
 from mmsearch.search import Filters, Hit
 from mmsearch.store.metadata import Store
@@ -91,6 +111,14 @@ class Index:
     mmsearch.errors where it cannot be read.
     """
 
+    @checked(
+        folder=arguments.path,
+        model=optional(arguments.name_or_path),
+        encoder=optional(an_encoder),
+        precision=one_of("auto", "fp32", "int8"),
+        device=one_of("auto", "cpu", "cuda"),
+        notify=function,
+    )
     def __init__(
         self,
         folder: str | os.PathLike[str],
@@ -101,7 +129,7 @@ class Index:
         device: Device = "auto",
         notify: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.folder = Path(os.fsdecode(folder))
+        self.folder = Path(folder)
         if encoder is not None and (precision, device) != ("auto", "auto"):
             raise UsageError("precision and device are of a model; an encoder of your own has its own ways.")
         self._opened = Opened(self.folder, model, encoder, precision, device, notify)
@@ -127,6 +155,7 @@ class Index:
 
     # Putting in and taking out
 
+    @checked(sources=paths, options=optional(instance("mmsearch.planning", "IngestOptions")), progress=function)
     def add(
         self,
         *sources: str | os.PathLike[str],
@@ -164,6 +193,7 @@ class Index:
         with self._opened.writing(store, options.wait_s) as writer:
             return ingest(writer, VectorIndex(store), self._opened.encoder, roots, options, progress)
 
+    @checked(ids=optional(texts), facts=optional(mappings), captions=optional(texts_or_none), wait_s=optional(seconds))
     def add_images(
         self,
         images: "Iterable[Image.Image | str | os.PathLike[str] | bytes]",
@@ -182,7 +212,7 @@ class Index:
 
         embedded: list[Embedded] = []
         read: list[ImageFacts] = []
-        waiting = iter(images)
+        waiting = each_picture(images)
         while some := list(islice(waiting, PICTURES_AT_ONCE)):
             decoded = self._asking.pictures.read(self._opened.encoder(), some)
             embedded += embed_pixels(self._opened.encoder(), [one.pixels for one in decoded])
@@ -213,6 +243,7 @@ class Index:
             self._build_if_due(writer)
         return [name or f"mm-{number}" for name, number in zip(names, numbers, strict=True)]
 
+    @checked(texts=texts, ids=optional(texts), facts=optional(mappings), wait_s=optional(seconds))
     def add_texts(
         self,
         texts: Iterable[str],
@@ -226,10 +257,7 @@ class Index:
         An id that is there already has its text replaced. A text is one item; what goes beyond the text tower's length
         is found by keyword only.
         """
-        given = list(texts)
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in given):
-            raise UsageError("add_texts takes a list of strings.")
-        given = [encodable(text) for text in given]
+        given = [encodable(text) for text in texts]
         names, own = _checked(ids, facts, len(given))
         if not given:
             return []
@@ -261,14 +289,13 @@ class Index:
     def _build(self, writer: Writer, kind: Kind) -> None:
         self._opened.vector_index.build(writer, kind, lambda: everyday_queries(self._opened.encoder(), writer.project))
 
+    @checked(paths=paths, ids=texts, wait_s=optional(seconds))
     def remove(self, *paths: str | os.PathLike[str], ids: Sequence[str] = (), wait_s: float | None = 0.0) -> int:
         """Take items out of the index, by path (a folder means all below it) or by id; no file on disk is touched.
 
         Returns how many pictures and passages went. Pictures of a folder that is put in again come back; exclude them
         there. Raises SourceError for a path or id that the index does not hold.
         """
-        if isinstance(ids, str):
-            raise UsageError("ids is a list of strings.")
         store = self._opened.there()
         with store.write(wait_s=wait_s) as writer, writer.transaction():
             gone = 0
@@ -286,6 +313,16 @@ class Index:
 
     # Asking
 
+    @checked(
+        k=count,
+        kind=optional(one_of("image", "text")),
+        after=optional(day),
+        before=optional(day),
+        near=optional(near),
+        min_score=optional(number),
+        where=optional(mapping),
+        rerank=truth,
+    )
     def search(
         self,
         query: Asked,
@@ -312,13 +349,15 @@ class Index:
         with self._asking.asked(asked) as (reader, vector, hashes):
             named = (number for name in asked.items if (number := number_of(reader, name)) is not None)
             same = frozenset((*reader.items_with_content(hashes), *named))
-            deep = max(_positive(k), RERANKED) if rerank else _positive(k)
+            most = min(k, MAX_HITS)
+            deep = max(most, RERANKED) if rerank else most
             with garbage.put_off(deep >= MANY_HITS):
                 hits = search.rank(
                     reader, self._opened.vector_index, vector, asked.text, filters, k=deep, leave_out=same
                 )
         return reranked(self._opened.encoder(), asked.text, hits)[:k] if rerank else hits
 
+    @checked(k=count, min_score=optional(number), where=optional(mapping))
     def lookup(
         self,
         image: Asked,
@@ -334,14 +373,16 @@ class Index:
         """
         filters = Filters(under=_folders(under), min_score=min_score, where=where or {})
         with self._asking.asked(_of_picture(image)) as (reader, vector, _):
-            return search.rank_texts(reader, self._opened.vector_index, vector, filters, k=_positive(k))
+            return search.rank_texts(reader, self._opened.vector_index, vector, filters, k=min(k, MAX_HITS))
 
     # Judging one picture
 
+    @checked(text=text)
     def match(self, image: Asked, text: str) -> Match:
         """The probability that a text belongs to a picture, and who says so. Raises UsageError, MediaError."""
         return self._judge().match(image, text)
 
+    @checked(labels=texts, text=optional(text), templates=texts)
     def classify(
         self, image: Asked, labels: Sequence[str] = (), *, text: str | None = None, templates: Sequence[str] = TEMPLATES
     ) -> list[Label]:
@@ -352,6 +393,7 @@ class Index:
         """
         return self._judge().classify(image, labels, text=text, templates=templates)
 
+    @checked(k=count)
     def describe(self, image: Asked, *, k: int = 5) -> Description:
         """What can be said of a picture, and who says so: the k nearest captions that fit, and everyday words."""
         judge = self._judge()
@@ -371,6 +413,7 @@ class Index:
             getattr(self._opened.encoder(), "calibration", None) if heads is None else None,
         )
 
+    @checked(id=text)
     def item(self, id: str) -> Item:
         """All that is known about an item. Raises SourceError for an id that the index does not hold."""
         with self._opened.there().read() as reader:
@@ -381,6 +424,7 @@ class Index:
         with self._asking.asked(Query.of(query)) as (_, vector, _):
             return vector
 
+    @checked(threshold=number, progress=function)
     def duplicates(
         self,
         *,
@@ -423,6 +467,7 @@ class Index:
                 skipped=tuple(reader.skipped()),
             )
 
+    @checked(progress=function)
     def map(self, *, progress: Callable[[float], None] = lambda share: None) -> "Map":
         """Every picture and passage as a point of a plane, near to what it is like; see mmsearch.map.
 
@@ -458,6 +503,15 @@ class Index:
         with self._opened.there().read() as reader:
             return reader.heads()
 
+    @checked(
+        pairs=paths,
+        name=text,
+        settings=optional(instance("mmsearch.train.residual", "HeadSettings")),
+        columns=optional(instance("mmsearch.sources.pairs", "PairColumns")),
+        use=optional(truth),
+        wait_s=optional(seconds),
+        tell=function,
+    )
     def train_heads(
         self,
         *pairs: str | os.PathLike[str],
@@ -506,6 +560,14 @@ class Index:
             self._opened.vector_index.sweep(writer)
         return report
 
+    @checked(
+        pairs=paths,
+        into=arguments.path,
+        blocks=whole,
+        settings=optional(instance("mmsearch.train.unfreeze", "UnfreezeSettings")),
+        columns=optional(instance("mmsearch.sources.pairs", "PairColumns")),
+        tell=function,
+    )
     def unfreeze(
         self,
         *pairs: str | os.PathLike[str],
@@ -528,6 +590,12 @@ class Index:
         columns, settings = columns or PairColumns(), settings or UnfreezeSettings()
         return unfreeze(name, pairs, into, blocks, settings, columns=columns, tell=tell, say=self._opened.notify)
 
+    @checked(
+        pairs=paths,
+        columns=optional(instance("mmsearch.sources.pairs", "PairColumns")),
+        heads=optional(text),
+        against=optional(text),
+    )
     def evaluate(
         self,
         *pairs: str | os.PathLike[str],
@@ -557,12 +625,15 @@ class Index:
             if known:
                 other = ("own heads" if theirs is None else against, gathered, theirs)
             elif not pairs:
-                raise UsageError(f"The index has no heads '{against}'; to compare with a model, name the pairs.")
+                raise UsageError(
+                    f"The index has no heads {arguments.shown(against)}; to compare with a model, name the pairs."
+                )
             else:
                 other = (against, measuring.of_model(against, pairs, columns, self._opened.notify), None)
         name = model if mine is None else mine.name
         return measuring.evaluation(name, gathered, mine, other)
 
+    @checked(folder=arguments.path, heads=optional(text))
     def evaluate_classes(self, folder: str | os.PathLike[str], *, heads: str | None = None) -> "Accuracy":
         """Zero-shot accuracy on a folder with a folder for each class; heads as in `evaluate`."""
         from mmsearch import measuring
@@ -571,6 +642,13 @@ class Index:
             chosen = self._chosen(reader, heads)
         return measuring.classify_folder(self._opened.encoder(), folder, self._opened.there(), chosen)
 
+    @checked(
+        pairs=paths,
+        columns=optional(instance("mmsearch.sources.pairs", "PairColumns")),
+        options=optional(instance("mmsearch.preparing", "PrepareOptions")),
+        into=optional(arguments.path),
+        wait_s=optional(seconds),
+    )
     def prepare_pairs(
         self,
         *pairs: str | os.PathLike[str],
@@ -616,6 +694,7 @@ class Index:
         for kind in KINDS:
             self._build(writer, kind)
 
+    @checked(name=optional(text), wait_s=optional(seconds))
     def use_heads(self, name: str | None, *, wait_s: float | None = 0.0) -> None:
         """Move every item to trained heads, None: back to the model's own, to the first answers bit for bit.
 
@@ -629,6 +708,7 @@ class Index:
                 self._move(writer, None if row is None else self._opened.trained(writer, row.hash))
             self._opened.vector_index.sweep(writer)
 
+    @checked(name=text, wait_s=optional(seconds))
     def remove_heads(self, name: str, *, wait_s: float | None = 0.0) -> None:
         """Forget trained heads. Raises UsageError for those in use, and for unknown ones."""
         with self._opened.writing(self._opened.there(), wait_s) as writer:
@@ -638,6 +718,7 @@ class Index:
             with writer.transaction():
                 writer.remove_heads(name)
 
+    @checked(query=text, like=texts, unlike=texts, wait_s=optional(seconds))
     def add_feedback(
         self, query: str, *, like: Sequence[str] = (), unlike: Sequence[str] = (), wait_s: float | None = 0.0
     ) -> int:
@@ -676,7 +757,7 @@ def _heads_named(reader: Reader, name: str) -> HeadsRow:
         if row.name == name:
             return row
     known = f"there are {', '.join(row.name for row in rows)}" if rows else "there are none yet"
-    raise UsageError(f"The index has no heads '{name}'; {known}.")
+    raise UsageError(f"The index has no heads {arguments.shown(name)}; {known}.")
 
 
 def _size_bytes(folder: Path) -> int:
@@ -695,13 +776,7 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 
 def _folders(under: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    return tuple(_absolute(folder) for folder in ([under] if isinstance(under, str | os.PathLike) else under))
-
-
-def _positive(k: int) -> int:
-    if not isinstance(k, int) or k < 1:
-        raise UsageError(f"k is how many hits to give, a whole number of 1 or more, not {k}.")
-    return min(k, MAX_HITS)
+    return tuple(_absolute(folder) for folder in arguments.paths("under", under))
 
 
 def _checked(
@@ -718,8 +793,8 @@ def _checked(
     for own in chosen_facts:
         try:
             json.dumps(dict(own), allow_nan=False, ensure_ascii=False).encode()
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"These facts cannot be kept as JSON ({error}): {dict(own)!r}.") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"These facts cannot be kept as JSON: {in_a_line(error)}.") from error
     named = [name for name in chosen_ids if name is not None]
     if any(not isinstance(name, str) or name != encodable(name) for name in named):
         raise UsageError("An id is a string that UTF-8 can write; turn numbers into strings with str().")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmsearch.arguments import shown
 from mmsearch.embedding import encodable
 from mmsearch.errors import SourceError
 from mmsearch.store.reader import Reader
@@ -71,5 +72,5 @@ def existing(reader: Reader, name: str) -> int:
     """The item that an id means. Raises SourceError."""
     number = number_of(reader, name)
     if number is None:
-        raise SourceError(f"The index holds no item with the id '{name}'.")
+        raise SourceError(f"The index holds no item with the id {shown(name)}.")
     return number

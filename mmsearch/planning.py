@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mmsearch import garbage
+from mmsearch import arguments, garbage
 from mmsearch.decoding import Skip
 from mmsearch.errors import MediaError, MissingRootError, SourceError
 from mmsearch.media import content_hash
@@ -21,6 +21,19 @@ from mmsearch.store.reader import Reader
 from mmsearch.store.records import FileRow, FolderRow, Root
 
 Captions = dict[str, list[str]]  # picture -> what is said of it
+
+
+_CHECKS: Mapping[str, arguments.Check] = {
+    "exclude": lambda name, value: tuple(arguments.texts(name, value)),
+    "follow_links": arguments.truth,
+    "captions": lambda name, value: tuple(arguments.paths(name, value)),
+    "path_column": arguments.optional(arguments.text),
+    "text_column": arguments.optional(arguments.text),
+    "accept_missing": arguments.truth,
+    "dry_run": arguments.truth,
+    "wait_s": arguments.optional(arguments.seconds),
+    "decode_timeout_s": arguments.seconds,
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,11 @@ class IngestOptions:
     wait_s: float | None = 0.0
     decode_timeout_s: float = 60.0
     retry: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for what is of the wrong type."""
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
 
 
 @dataclass

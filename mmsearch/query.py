@@ -9,20 +9,21 @@ picture, and double quotes around words. Words that come from a stranger are rea
 file.
 """
 
-import io
+import math
 import os
 import re
 import stat
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard
 
 import numpy as np
 
-from mmsearch.errors import QueryError
+from mmsearch import arguments
+from mmsearch.errors import QueryError, UsageError, in_a_line
 from mmsearch.facts import IMAGE_SUFFIXES, Decoded
 from mmsearch.store.records import FloatArray
 
@@ -55,6 +56,19 @@ class Term:
     item: str | None = None
     vector: FloatArray | None = None  # (dim,)
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for what is no weight, and unless it is one thing."""
+        object.__setattr__(self, "weight", arguments.number("weight", self.weight))
+        given = [name for name in ("words", "picture", "item", "vector") if getattr(self, name) is not None]
+        if len(given) != 1 or not math.isfinite(self.weight):
+            raise UsageError("A term has a weight, and one of words, picture, item and vector.")
+        if self.vector is not None:
+            object.__setattr__(self, "vector", _numbers(self.vector))
+        elif self.picture is not None:
+            object.__setattr__(self, "picture", picture(self.picture))
+        else:
+            arguments.text(given[0], getattr(self, given[0]))
+
 
 @dataclass(frozen=True)
 class Query:
@@ -62,12 +76,21 @@ class Query:
 
     terms: tuple[Term, ...]
 
+    def __post_init__(self) -> None:
+        """Raises UsageError unless it is of terms."""
+        terms = arguments.several("terms", self.terms, "Terms")
+        if wrong := [term for term in terms if not isinstance(term, Term)]:
+            raise UsageError(f"A query is a sum of Terms; one of them is {arguments.shown(wrong[0])}.")
+        object.__setattr__(self, "terms", tuple(terms))
+
     @classmethod
+    @arguments.checked(text=arguments.text)
     def words(cls, text: str) -> "Query":
         """A query of one term: the text as it stands, whatever is in it."""
         return cls((Term(1.0, words=_bounded(text)),))
 
     @classmethod
+    @arguments.checked(text=arguments.text, opens_files=arguments.truth)
     def parse(cls, text: str, *, opens_files: bool = True) -> "Query":
         """Read the grammar of this module. Raises QueryError for a picture that is not there, and for no terms.
 
@@ -104,13 +127,15 @@ class Query:
     @classmethod
     def of_picture(cls, shown: Picture) -> "Query":
         """A query of one picture."""
-        return cls((Term(1.0, picture=shown),))
+        return cls((Term(1.0, picture=picture(shown)),))
 
     @classmethod
+    @arguments.checked(name=arguments.text)
     def of_item(cls, name: str) -> "Query":
         """A query of one item, by its id."""
         return cls((Term(1.0, item=name),))
 
+    @arguments.checked(like=arguments.texts, unlike=arguments.texts)
     def refined(self, *, like: Sequence[str] = (), unlike: Sequence[str] = ()) -> "Query":
         """The query drawn towards some items, and away from others, by their ids."""
         more = [Term(LIKE_WEIGHT, item=name) for name in like]
@@ -173,16 +198,54 @@ def _unit(vector: FloatArray) -> FloatArray:
     return (vector / length).astype(np.float32)
 
 
+def _numbers(vector: Any) -> FloatArray:
+    try:
+        numbers = np.asarray(vector, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.empty((0, 0), np.float32)
+    if numbers.ndim != 1 or not len(numbers):
+        raise UsageError(f"A vector is a row of numbers, not {arguments.shown(vector)}.")
+    return numbers
+
+
 def picture(asked: Any) -> Picture:
-    """A path, bytes, an open file or a picture in memory, as the picture of a query."""
+    """A path, bytes, an open file or a picture in memory, as the picture of a query. Raises UsageError.
+
+    An array is one of (height, width, 3) or (height, width) uint8, or with a fourth channel that says what is opaque.
+    """
     if isinstance(asked, bytes | Decoded) or _is_image(asked):
         return asked
-    if isinstance(asked, os.PathLike):
-        path: str | bytes = os.fspath(asked)
-        return os.fsdecode(path)
-    if isinstance(asked, io.IOBase) or hasattr(asked, "read"):
-        return bytes(asked.read())
-    return str(asked)
+    if isinstance(asked, bytearray | memoryview):
+        return bytes(asked)
+    if isinstance(asked, np.ndarray):
+        return arguments.image("a picture", asked)  # type: ignore[no-any-return]
+    if isinstance(asked, str | os.PathLike) and not isinstance(asked, type):
+        return arguments.path("the path of a picture", asked)
+    if hasattr(asked, "read") and not isinstance(asked, type):
+        return _content(asked)
+    raise UsageError(
+        "A picture is a path, the bytes of a file, an open file, a PIL image or an array of uint8, not "
+        f"{arguments.shown(asked)}."
+    )
+
+
+def each_picture(images: Any) -> "Iterator[Picture]":
+    """The pictures of a list or an iterator, one by one. Raises UsageError."""
+    if isinstance(images, np.ndarray) and images.ndim not in (1, 4):  # one picture, and no list
+        raise UsageError("images is a list of pictures; for one array, give [array].")
+    return (picture(one) for one in arguments.each("images", images, "pictures"))
+
+
+def _content(file: Any) -> bytes:
+    try:
+        content = file.read()
+    except OSError as error:
+        raise QueryError(f"A picture cannot be read from a file: {error.strerror or error}.") from error
+    except (TypeError, ValueError) as error:  # no such method; a text file that holds a picture; a closed one
+        raise UsageError(f"A picture cannot be read from {arguments.shown(file)}: {in_a_line(error)}.") from error
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise UsageError('A file with a picture is opened for bytes: open(path, "rb").')
+    return bytes(content)
 
 
 def _is_image(asked: Any) -> "TypeGuard[Image.Image]":

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mmsearch.arguments import shown
 from mmsearch.embedding import encodable
 from mmsearch.errors import UsageError
 from mmsearch.store.paths import below
@@ -89,7 +90,7 @@ class Filters:
         for name in ("after", "before"):
             given = getattr(self, name)
             if given is not None and not (isinstance(given, str) and _is_date(given)):
-                raise UsageError(f"{name} takes a date as 2023, 2023-07 or 2023-07-14, not '{given}'.")
+                raise UsageError(f"{name} takes a date as 2023, 2023-07 or 2023-07-14, not {shown(given)}.")
         if self.near is not None:
             if isinstance(self.near, str) or len(self.near) != 3:
                 raise UsageError("near takes three numbers: latitude, longitude and a distance in km.")
@@ -339,10 +340,12 @@ def _comparison(key: str, wanted: object) -> tuple[str, list[object]]:
 
 
 def _fact(key: str, value: object) -> object:
+    if isinstance(value, np.generic):
+        value = value.item()
     if not isinstance(value, str | int | float | bool):
         raise UsageError(
-            f"where: '{key}' is compared with text, numbers, true, false or None, not {type(value).__name__}."
+            f"where: {shown(key)} is compared with text, numbers, true, false or None, not {shown(value)}."
         )
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise UsageError(f"where: '{key}' is compared with {value}, which is beyond the whole numbers of 64 bits.")
+        raise UsageError(f"where: {shown(key)} is compared with a number beyond the whole numbers of 64 bits.")
     return encodable(value) if isinstance(value, str) else value

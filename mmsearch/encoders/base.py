@@ -6,12 +6,14 @@ without reading a picture again.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,6 +39,15 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """(n, dim) float32, rows of length 1."""
+
+
+def an_encoder(name: str, value: Any) -> Encoder:
+    """An encoder, as an argument. Raises UsageError."""
+    if isinstance(value, type) or not isinstance(value, Encoder):
+        raise UsageError(f"{name} has name, dim, encode_images and encode_texts, as in mmsearch.Encoder.")
+    if not isinstance(value.name, str) or not isinstance(value.dim, Integral):
+        raise UsageError(f"{name} has a string as its name and a whole number as its dim.")
+    return value
 
 
 @runtime_checkable

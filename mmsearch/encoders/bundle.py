@@ -29,12 +29,14 @@ import re
 import string
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from mmsearch.arguments import array, checked, each_image, one_of, text, texts, whole
 from mmsearch.encoders.base import FloatArray, PixelArray
 from mmsearch.encoders.calibration import Calibration
 from mmsearch.encoders.heads import project
@@ -42,7 +44,7 @@ from mmsearch.encoders.manifest import Clean, Manifest, Tower, read_head, read_m
 from mmsearch.encoders.preprocess import PixelSpec, fit
 from mmsearch.encoders.sessions import TowerSession
 from mmsearch.encoders.tokens import tokenizer_for, whole_tokenizer
-from mmsearch.errors import ModelError
+from mmsearch.errors import ModelError, UsageError
 from mmsearch.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class Bundle:
         path = Path(folder)
         return cls(path, read_manifest(path))
 
+    @checked(device=one_of("auto", "cpu", "cuda"))
     def on(self, device: Device) -> "Bundle":
         """The same bundle, its pictures encoded on a device; texts, few and short, stay on the processor.
 
@@ -171,11 +174,13 @@ class Bundle:
         """What tokens say."""
         return str(self._tokens().decode(list(ids)))
 
+    @checked(text=text)
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, before any cut."""
         spec = self._manifest.text
         return len(self._tokens().encode(clean_text(text, spec.clean))) + (spec.last_id is not None)
 
+    @checked(count=whole)
     def uses_gpu_for(self, count: int) -> bool:
         """Whether a GPU encodes so many pictures, from here on; it is started now if it was not, which takes seconds.
 
@@ -183,12 +188,14 @@ class Bundle:
         """
         return self._tower_on_gpu(count) is not None
 
+    @checked(count=whole)
     def get_ready(self, count: int) -> None:
         """Load what encodes so many pictures on the processor, while the first are decoded. Raises ModelError."""
         self._calls_for(count)
         self._image_tower.width()
         self._head_tensors("image")
 
+    @checked(images=each_image)
     def encode_images(self, images: "Sequence[Image.Image]") -> FloatArray:
         """(n, dim) float32, rows of length 1, as an index computes them. Images of any mode and size.
 
@@ -203,12 +210,19 @@ class Bundle:
             vectors.append(self.project_images(self.image_features(np.stack(batch))))
         return np.concatenate(vectors)
 
+    @checked(texts=texts)
     def encode_texts(self, texts: Sequence[str]) -> FloatArray:
         """(n, dim) float32, rows of length 1. A text that is too long is cut at `max_tokens`."""
         return self.project_texts(self.text_features(texts)) if texts else np.empty((0, self.dim), dtype=np.float32)
 
+    @checked(pixels=partial(array, dtype=np.uint8, dimensions=4))
     def image_features(self, pixels: PixelArray) -> FloatArray:
         """(n, height, width, 3) uint8 -> (n, image features) float32, as they come out of the tower."""
+        if len(pixels) and pixels.shape[1:] != (self.pixels.height, self.pixels.width, 3):
+            raise UsageError(
+                f"'{self.name}' reads pixels of the shape (n, {self.pixels.height}, {self.pixels.width}, 3), not of "
+                f"{str(pixels.shape)[:60]}."
+            )
         if not len(pixels):
             return np.empty((0, self._image_tower.width()), dtype=np.float32)
         if (gpu := self._tower_on_gpu(len(pixels))) is not None:
@@ -225,6 +239,7 @@ class Bundle:
         with ThreadPoolExecutor(calls) as together:
             return np.concatenate(list(together.map(self._image_tower.run, parts)))
 
+    @checked(texts=texts)
     def text_features(self, texts: Sequence[str]) -> FloatArray:
         """-> (n, text features) float32, as they come out of the tower."""
         if not texts:
@@ -238,13 +253,23 @@ class Bundle:
         features = np.concatenate(parts)
         return features[np.argsort(by_length)]
 
+    @checked(features=partial(array, dtype=np.floating, dimensions=2))
     def project_images(self, features: FloatArray) -> FloatArray:
         """(n, image features) -> (n, dim) float32, rows of length 1."""
-        return project(self._manifest.image_head, features, self._head_tensors("image"))
+        return self._projected("image", self._manifest.image_head, features)
 
+    @checked(features=partial(array, dtype=np.floating, dimensions=2))
     def project_texts(self, features: FloatArray) -> FloatArray:
         """(n, text features) -> (n, dim) float32, rows of length 1."""
-        return project(self._manifest.text_head, features, self._head_tensors("text"))
+        return self._projected("text", self._manifest.text_head, features)
+
+    def _projected(self, tower: Tower, head: str, features: FloatArray) -> FloatArray:
+        try:
+            return project(head, features, self._head_tensors(tower))
+        except ValueError as error:  # of numpy, that the shapes do not go together
+            raise UsageError(
+                f"features of {features.shape[1]} numbers are none of the {tower} tower of '{self.name}'."
+            ) from error
 
     def _calls_for(self, count: int) -> int:
         """How many calls of the image tower encode so many pictures at once; it is run in that way from here on."""
@@ -329,6 +354,8 @@ class Bundle:
 
 def clean_text(text: str, clean: Clean) -> str:
     """A text as the tokenizer of a model was trained to see it; open_clip's `get_clean_fn`, for the same results."""
+    if not text.isascii():
+        text = text.encode("utf-8", "replace").decode()  # halves of surrogate pairs, which no tokenizer takes
     if clean == "none":
         return text
     text = " ".join(html.unescape(html.unescape(_mended(text))).split())

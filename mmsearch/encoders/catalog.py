@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
+from mmsearch.arguments import checked, function, name_or_path, one_of, optional
 from mmsearch.encoders.base import FeatureEncoder
 from mmsearch.encoders.bundle import INT8, Bundle, Device, Precision, has_cuda
 from mmsearch.encoders.manifest import MANIFEST
@@ -152,6 +153,12 @@ def resolve(name: str) -> str:
     return parse_name(name).name
 
 
+@checked(
+    name=optional(name_or_path),
+    progress=function,
+    precision=one_of("auto", "fp32", "int8"),
+    device=one_of("auto", "cpu", "cuda"),
+)
 def load_encoder(
     name: str | None = None,
     progress: Notify = lambda line: None,
