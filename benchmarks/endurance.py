@@ -347,8 +347,8 @@ def disk_of(size_bytes: int, folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def disk(folder: Path) -> list[tuple[str, ...]]:
-    """Index on disks of every size in steps of 64 KB, give each more room, and index again."""
+def disk(folder: Path, first: int = DISK_STEP, step: int = DISK_STEP) -> list[tuple[str, ...]]:
+    """Index on disks of every size from the first on in steps, give each more room, and index again. Both in bytes."""
     files = folder / "files"
     files.mkdir(parents=True)
     draw_files(files)
@@ -358,7 +358,7 @@ def disk(folder: Path) -> list[tuple[str, ...]]:
     expected = Content.of(whole)
     seen: Counter[str] = Counter()
     losses = []
-    size = DISK_STEP
+    size = first
     while seen["had room"] < 3:  # until the disk is clearly large enough
         with disk_of(size, folder / "disk") as small:
             arguments = ["index", str(files), "--model", "lite", "-i", str(small / "index")]
@@ -382,10 +382,10 @@ def disk(folder: Path) -> list[tuple[str, ...]]:
                     raise LossError(difference)
             except LossError as loss:
                 losses.append(f"{size // 1024} KB: {loss}")
-        size += DISK_STEP
+        size += step
     for loss in losses[:10]:
         print(f"    {loss}", file=sys.stderr)
-    steps = f"{size // DISK_STEP - 1} sizes, 64 KB to {(size - DISK_STEP) // 1024} KB"
+    steps = f"{seen.total()} sizes, {first // 1024} to {(size - step) // 1024} KB"
     return [("disk full", steps, f"{seen['was full']} full", f"{len(losses)} lost")]
 
 

@@ -11,10 +11,13 @@ it had tells the folder too.
 
 import functools
 import os
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mmsearch.errors import MediaError
+from mmsearch.locations import option_for
 from mmsearch.media import content_hash
 from mmsearch.sources.folders import GONE, Identities, is_visible, reason
 from mmsearch.store.records import FileRow, FolderRow
@@ -33,13 +36,13 @@ class Away:
         """Files of which something is in the index."""
         return sum(row.kind in ("image", "text") and row.skipped is None for row in self.files)
 
-    @property
-    def sentence(self) -> str:
-        """What is said of it."""
+    def sentence(self, index: Path) -> str:
+        """What a person is told, with the command that removes the items from the index in a folder."""
         files = f"{self.items} file{'' if self.items == 1 else 's'}"
         return (
-            f"{self.folder} {self.state}, but the index holds {files} from it, and they were kept. Plug the drive in, "
-            f"or, if they are gone for good, take them out with --accept-missing or `mmsearch remove`."
+            f"{self.folder} {self.state}, but the index holds {files} from it, and they were kept. Plug the drive in. "
+            f"If they are gone for good: mmsearch remove {shlex.quote(self.folder)}{option_for(index)} (or index with "
+            "--accept-missing, for all that is missing)."
         )
 
 

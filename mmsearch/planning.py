@@ -183,8 +183,8 @@ class _Planner:
         plan.gone |= {row.id: row for row in deleted}
         for away in plan.away:
             if asked and away.folder in tops:
-                raise MissingRootError(away.sentence)
-            self._report.missing.append(away.sentence)
+                raise MissingRootError(away.sentence(self._reader.folder))
+            self._report.missing.append(away.sentence(self._reader.folder))
             plan.there = [source for source in plan.there if source.path != away.folder]
 
     def _remembered_captions(self, plan: Plan, known: Sequence[Root]) -> dict[str, Captions]:
