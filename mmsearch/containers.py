@@ -87,15 +87,20 @@ def _bytes_at(file: IO[bytes], start: int, length: int) -> bytes:
     return file.read(length)
 
 
-def without_damaged_metadata(file: IO[bytes], format_: str) -> IO[bytes] | None:
-    """A view without what no pixel needs, of a file that its plugin does not open; None where there is nothing to do.
+def without_damaged_metadata(file: IO[bytes], format_: str) -> Iterator[IO[bytes]]:
+    """Views without what no pixel needs, of a file that its plugin does not open; the one that keeps most comes first.
 
     format_: as in `media.sniff`. PNG and TIFF have functions of their own.
     """
-    parts = {"JPEG": _jpeg_parts, "WEBP": _webp_parts, "GIF": _gif_parts, "JPEG2000": _jp2_parts, "AVIF": _avif_parts}
-    if format_ not in parts:
-        return None
-    return view(file, parts[format_](file))
+    parts = {
+        "JPEG": [_jpeg_parts],
+        "WEBP": [_webp_parts],
+        "GIF": [_gif_parts],
+        "JPEG2000": [_jp2_parts],
+        "AVIF": [_avif_parts, _avif_parts_without_exif],
+    }
+    for kept in parts.get(format_, []):
+        yield view(file, kept(file))
 
 
 # PNG
@@ -486,22 +491,27 @@ def j2k_with_part_counts(file: IO[bytes]) -> IO[bytes] | None:
 _EXIF_ITEM = re.compile(rb"infe[\2\3]...(?:..|....)..(?=Exif)", re.DOTALL)
 
 
-def _avif_parts(file: IO[bytes]) -> list[Part]:
-    """With other names for EXIF and for the brand of gain maps, both of which the plugin wants to be without fault."""
+def _avif_parts(file: IO[bytes], *, with_exif: bool = True) -> list[Part]:
+    """With other names for the brand of gain maps, and for EXIF: the plugin wants both to be without fault."""
     size = size_of(file)
     brands = _bytes_at(file, 0, min(256, int.from_bytes(_bytes_at(file, 0, 4), "big")))
     changes = {at: b"mif1" for at in range(16, len(brands) - 3, 4) if brands[at : at + 4] == b"tmap"}
     meta = next((box for box in boxes(file, 0, size) if box.name == b"meta"), None)
     if meta is not None:
+        changes |= _ipma_flags(file, meta)
+    if meta is not None and not with_exif:
         data = _bytes_at(file, meta.data, min(meta.end - meta.data, MAX_METADATA_BYTES))
         changes |= {meta.data + item.end(): b"skip" for item in _EXIF_ITEM.finditer(data)}
-        changes |= _ipma_flags(file, meta)
     parts: list[Part] = []
     at = 0
     for place, new in sorted(changes.items())[:MAX_PARTS]:
         parts += [(at, place - at), new]
         at = place + len(new)
     return [*parts, (at, size - at)]
+
+
+def _avif_parts_without_exif(file: IO[bytes]) -> list[Part]:
+    return _avif_parts(file, with_exif=False)
 
 
 def _ipma_flags(file: IO[bytes], meta: Box) -> dict[int, bytes]:

@@ -18,7 +18,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, TypeAlias
 
@@ -324,13 +324,12 @@ def _open(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:
     try:
         return _open_as_it_is(stream, format_)
     except _DECODER_ERRORS as error:
-        view = None if isinstance(error, MemoryError) else containers.without_damaged_metadata(stream, format_)
-        if view is None:
+        if isinstance(error, MemoryError):
             raise
-        try:
-            return _open_as_it_is(view, format_)
-        except _DECODER_ERRORS:
-            raise error from None  # which says more than what is wrong with the view
+        for view in containers.without_damaged_metadata(stream, format_):
+            with suppress(*_DECODER_ERRORS):
+                return _open_as_it_is(view, format_)
+        raise  # the first error, which says more than what is wrong with the views
 
 
 def _open_as_it_is(stream: IO[bytes], format_: str) -> ImageFile.ImageFile:

@@ -575,3 +575,5 @@ def test_avif_boxes_that_no_pixel_needs(change: Change) -> None:
     with pytest.raises(Exception, match="Failed to decode image"):
         AvifImagePlugin.AvifImageFile(io.BytesIO(changed))
     assert np.array_equal(pixels(changed), pixels(data))
+    if change is avif_of_cavif:
+        assert media.read(changed, TINY).facts.camera == "Canon"
