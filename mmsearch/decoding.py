@@ -38,7 +38,7 @@ from PIL import Image
 from mmsearch import media
 from mmsearch.encoders.base import PixelArray
 from mmsearch.encoders.preprocess import LONGEST_WITHIN, PixelSpec
-from mmsearch.errors import MediaError
+from mmsearch.errors import MediaError, is_short_of_memory
 from mmsearch.facts import Decoded, ImageFacts
 from mmsearch.machine import chosen_decode_limit_bytes, decode_limit_bytes, usable_cores
 
@@ -310,6 +310,8 @@ class DecodePool:
                 worker.end_if_late()
 
     def _do_without(self, error: Exception) -> None:
+        if is_short_of_memory(error):  # no reason to let a file crash this process
+            raise MemoryError from error
         # Where one ran it works in principle, and what has crashed one stays out of here
         if self._a_worker_ran or self._closed.is_set():
             raise _WorkerGoneError("no decoder can be started", "machine") from error

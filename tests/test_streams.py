@@ -27,7 +27,7 @@ USED: dict[str, tuple[list[str], bool]] = {
     "describe": (["describe", "red.png", "--json"], True),
     "duplicates": (["duplicates", "--json"], True),
     "status": (["status"], True),
-    "remove": (["remove", "blue.png"], True),
+    "remove": (["remove", "blue.png"], True),  # which the tests put in again
     "serve": (["serve", "--port", "0", "--host", "no such host"], False),
     "models": (["models"], True),
     "pairs": (["pairs", "check", "pairs.csv"], True),
@@ -57,9 +57,9 @@ def test_every_command_is_here() -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_closed_or_full_stdout_is_said_and_nothing_goes_wrong(indexed: Path, name: str) -> None:
-    arguments, prints = USED[name]
+    _, prints = USED[name]
     for redirection in (">&-", ">/dev/full"):
-        done = _in_a_shell(indexed, arguments, redirection)
+        done = _used(indexed, name, redirection)
         assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
         if prints:
             assert done.returncode == 1 and "The output cannot be written" in done.stderr, (redirection, done.stderr)
@@ -68,15 +68,14 @@ def test_a_closed_or_full_stdout_is_said_and_nothing_goes_wrong(indexed: Path, n
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_closed_or_full_stderr_or_stdin_stops_no_command(indexed: Path, name: str) -> None:
-    arguments, _ = USED[name]
-    usual = _in_a_shell(indexed, arguments, "</dev/null")
+    usual = _used(indexed, name, "</dev/null")
     for redirection in ("2>&-", "2>/dev/full", "<&-", "<&- 2>&-"):
-        done = _in_a_shell(indexed, arguments, redirection)
+        done = _used(indexed, name, redirection)
         assert done.returncode == usual.returncode, (redirection, done.stderr)
         assert "Traceback" not in done.stderr
-        if name not in ("index", "remove"):  # which have done it by now
+        if name != "index":  # which says how long it took
             assert done.stdout == usual.stdout
-    assert _in_a_shell(indexed, arguments, "<&- >&- 2>&-").returncode in (0, 1)
+    assert _used(indexed, name, "<&- >&- 2>&-").returncode in (0, 1)
     _is_sound(indexed)
 
 
@@ -102,11 +101,10 @@ def test_a_terminal_that_understands_them_gets_links(indexed: Path) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_narrow_terminal_and_a_poor_locale_break_nothing(indexed: Path, name: str) -> None:
-    arguments, _ = USED[name]
-    usual = _in_a_shell(indexed, arguments, "")
-    poor = _in_a_shell(indexed, arguments, "", COLUMNS="20", LINES="3", PYTHONIOENCODING="ascii", LC_ALL="C")
+    usual = _used(indexed, name, "")
+    poor = _used(indexed, name, "", COLUMNS="20", LINES="3", PYTHONIOENCODING="ascii", LC_ALL="C")
     assert poor.returncode == usual.returncode and "Traceback" not in poor.stderr, poor.stderr
-    if "--json" in arguments:
+    if "--json" in USED[name][0]:
         assert json.loads(poor.stdout) == json.loads(usual.stdout)
 
 
@@ -130,9 +128,8 @@ def test_json_stays_json_where_a_stream_is_ascii(mmsearch: Run, home: Path) -> N
 )
 def test_too_little_memory_is_one_sentence(indexed: Path, arguments: list[str], megabytes: int) -> None:
     done = _in_a_shell(indexed, arguments, "", before=f"ulimit -v {megabytes}000; ")
-    assert done.returncode == 0 or (
-        done.returncode == 1 and done.stderr.count("\n") == 1 and "not enough memory" in done.stderr
-    ), done.stderr
+    one_sentence = done.stderr.count("\n") == 1 and "memory" in done.stderr.lower()  # ours, or OpenBLAS's own
+    assert done.returncode == 0 or (done.returncode == 1 and one_sentence), done.stderr
     _is_sound(indexed)
 
 
@@ -165,6 +162,12 @@ def test_advice_names_the_index_in_use(mmsearch: Run, home: Path, monkeypatch: p
     assert "mmsearch index FOLDER -i './a b'" in mmsearch("search", "x", "-i", "./a b").stderr
     monkeypatch.setenv("MMSEARCH_INDEX", "none")
     assert mmsearch("search", "x").stderr.endswith("mmsearch index FOLDER\n")
+
+
+def _used(folder: Path, name: str, redirection: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    if name == "remove":
+        _in_a_shell(folder, ["index", "blue.png", "-q"], "")
+    return _in_a_shell(folder, USED[name][0], redirection, **environment)
 
 
 def _in_a_shell(
