@@ -103,7 +103,8 @@ def gather(
         if place not in reasons
     ]
     splits = [pair.split for place, pair in sound if place not in reasons]
-    outside = held_out(splits, [example.group for example in examples], design.held_out, design.seed)
+    groups = [example.group for example in examples]
+    outside = held_out(splits, groups, design.held_out, lambda group: _fraction(group, design.seed))
     learned = [example for example, out in zip(examples, outside, strict=True) if not out]
     measured = [example for example, out in zip(examples, outside, strict=True) if out][:HELD_OUT_MOST]
     if len({example.group for example in learned}) < 2:
@@ -160,6 +161,11 @@ def _decode(paths: Mapping[str, int], spec: PixelSpec, pixels: PixelArray) -> di
             else:
                 pixels[paths[path]] = decoded.pixels
     return broken
+
+
+def _fraction(group: str, seed: int) -> float:
+    digest = hashlib.blake2b(f"{seed} {group}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 class Batches:
