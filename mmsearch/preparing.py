@@ -14,6 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mmsearch.errors import MediaError, UsageError
 from mmsearch.hashing import hashed
 from mmsearch.plots import write as write_files
 from mmsearch.sources.pairs import Pair
-from mmsearch.sources.splits import held_out, is_held_out
+from mmsearch.sources.splits import held_out, is_held_out, point_of
 from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
 from mmsearch.training import Gathered, Joined, Keep, gather
@@ -250,7 +251,7 @@ def _split(
         joined.join(gathered.groups[one], gathered.groups[other])
     groups = [joined.of(group) for group in gathered.groups]
     told = any(name is not None for name in gathered.splits)
-    outside = held_out(gathered.splits, groups, options.held_out, options.seed)
+    outside = held_out(gathered.splits, groups, options.held_out, partial(point_of, seed=options.seed))
     tested = {group for group, out in zip(groups, outside, strict=True) if out}
     kept, leaks = list[Kept](), list[tuple[str, str]]()
     every = [(picture, text, True) for picture, text, _ in gathered.matched]

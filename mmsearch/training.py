@@ -11,6 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -34,7 +35,7 @@ from mmsearch.everyday import QUERIES
 from mmsearch.facts import Decoded
 from mmsearch.hashing import hashed
 from mmsearch.sources.pairs import Pair
-from mmsearch.sources.splits import Split, firmer, held_out, reports
+from mmsearch.sources.splits import Split, firmer, held_out, point_of, reports
 from mmsearch.sources.tables import BadRow
 from mmsearch.store.metadata import Store
 from mmsearch.store.reader import Raw
@@ -340,7 +341,7 @@ def split(gathered: Gathered, share: float, seed: int) -> tuple[Taught, Taught, 
     The same groups fall on the same side whatever else is there: by a hash of the group and the seed. Where the pairs
     say what is for testing, that is what chooses and what is reported.
     """
-    outside = held_out(gathered.splits, gathered.groups, share, seed)
+    outside = held_out(gathered.splits, gathered.groups, share, partial(point_of, seed=seed))
     side = [
         (2 if reports(group, seed) else 1) if out else 0 for group, out in zip(gathered.groups, outside, strict=True)
     ]

@@ -66,7 +66,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(table: Path) -> EncoderReport:
     """A model with everything, a little trained."""
     design = tiny(
-        steps=60, interval=30, batch=24, augment=0.3, fusion="cross_attention", ema=0.9, held_out=0.5,
+        steps=60, interval=30, batch=24, augment=0.3, fusion="cross_attention", ema=0.9, held_out=0.4,
         objective="info_nce,matching,classification,description",
     )  # fmt: skip
     columns = PairColumns(label="feeling")

@@ -64,7 +64,7 @@ WRONG = (
     'x.jpg,"a" b,c', "https://x.org/a.jpg,text", "x.jpg,nul \0",
 )  # fmt: skip
 single = st.lists(
-    st.tuples(st.integers(0, 999).map("{}.jpg".format), captions.filter(lambda text: len(text.splitlines()) == 1)),
+    st.tuples(st.integers(0, 999).map("{}.jpg".format), captions.filter(lambda text: not {*text} & {*"\n\r"})),
     max_size=8,
 )
 
@@ -87,7 +87,7 @@ def test_no_row_after_open_quotes_is_lost(before: Said, after: Said, count: int)
     said, bad = read((head + 'x.jpg,"open\n' * count + tail).encode(), ".csv")
     assert said[: len(before)] == stripped(before)
     assert len(bad) >= count
-    if all(len(text.splitlines()) == 1 for _, text in after):
+    if not any({*text} & {*"\n\r"} for _, text in after):
         assert said == stripped(before + after) and len(bad) == count
     else:  # what goes on over lines may be taken for the end of what was open, but never without a word
         assert {name for name, _ in after} <= {name for name, _ in said} | {"x.jpg"} or len(bad) > count

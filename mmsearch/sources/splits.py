@@ -4,7 +4,7 @@ Every command reads the column by this one rule, so that no pair is learned from
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
@@ -40,19 +40,21 @@ def firmer(one: Split | None, other: Split | None) -> Split | None:
     return other if one is None or (is_held_out(other) and not is_held_out(one)) else one
 
 
-def held_out(splits: Sequence[Split | None], groups: Sequence[str], share: float, seed: int) -> list[bool]:
+def held_out(
+    splits: Sequence[Split | None], groups: Sequence[str], share: float, point: Callable[[str], float]
+) -> list[bool]:
     """Which places are held out: groups of which the splits say so for one, else a share of all groups.
 
-    A group is drawn by a hash of its name and the seed: the same whatever else is there.
+    point: a number of 0 to below 1 for a group by its name, the same whatever else is there; below the share is out.
     """
     if any(split is not None for split in splits):
         outside = {group for group, split in zip(groups, splits, strict=True) if is_held_out(split)}
         return [group in outside for group in groups]
-    return [draw(group, seed) < share for group in groups]
+    return [point(group) < share for group in groups]
 
 
-def draw(group: str, seed: int) -> float:
-    """A number of 0 to below 1 for a group."""
+def point_of(group: str, seed: int) -> float:
+    """A number of 0 to below 1 for a group, as heads and prepared pairs are split by."""
     return int.from_bytes(_digest(group, seed)[:7]) / 2**56
 
 

@@ -105,7 +105,9 @@ class _Stream:
             raise tarfile.ReadError("a member has a size below zero")
         if position > self._most:
             raise tarfile.ReadError(
-                f"it unpacks to more than {self._most // 10**6} MB" if self._packed else "a member ends beyond its end"
+                f"it unpacks to more than {self._most // 10**6} MB"
+                if self._packed
+                else "a member is larger than the file"
             )
         while self._at < position:
             if not self._exactly(min(_READ_AT_ONCE, position - self._at)):

@@ -116,7 +116,8 @@ def gather(
         if place not in reasons
     ]
     splits = [pair.split for place, pair in sound if place not in reasons]
-    outside = held_out(splits, [example.group for example in examples], design.held_out, design.seed)
+    groups = [example.group for example in examples]
+    outside = held_out(splits, groups, design.held_out, lambda group: _fraction(group, design.seed))
     learned = [example for example, out in zip(examples, outside, strict=True) if not out]
     measured = [example for example, out in zip(examples, outside, strict=True) if out][:HELD_OUT_MOST]
     if len({example.group for example in learned}) < 2:
@@ -153,6 +154,11 @@ def _room(count: int, spec: PixelSpec, scratch: Path) -> PixelArray:
         return np.zeros(shape, np.uint8)
     file = tempfile.NamedTemporaryFile(dir=scratch, prefix=".pixels-")  # noqa: SIM115  # gone when it is closed
     return np.memmap(file, np.uint8, "w+", shape=shape)
+
+
+def _fraction(group: str, seed: int) -> float:
+    digest = hashlib.blake2b(f"{seed} {group}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 class Batches:
