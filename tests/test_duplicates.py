@@ -238,7 +238,7 @@ def test_the_command_prints_a_table_json_and_spare_paths(mmsearch: Run, tmp_path
     make(tmp_path)
     assert mmsearch("index", str(tmp_path), "--quiet", "--model", "lite").returncode == 0
     done = mmsearch("duplicates", "--quiet")
-    assert done.returncode == 0 and "same bytes" in done.stdout and "spare pictures take" in done.stderr
+    assert done.returncode == 0 and "same bytes" in done.stdout and "spare images take" in done.stderr
     assert all(name in done.stdout for name in ("small.png", "poor.jpg", "grey.png", "cut.png", "dark.webp"))
     assert not any(f"{name}.png" in done.stdout for name in (*range(3, 9), "tone"))
     groups = json.loads(mmsearch("duplicates", "--json").stdout)

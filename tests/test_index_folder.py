@@ -484,7 +484,7 @@ def use(index: Path, folder: Path) -> None:
         with contextlib.closing(QueryCache(index)) as cache:
             cache.put("space", {"red": np.ones(3, np.float32)})
         with contextlib.closing(QueryCache(index)) as cache:
-            cache.get("space", ["blue"])
+            cache.get("space", ["blue"], 3)
     if index.name.startswith("thumbnails"):
         with contextlib.closing(Thumbnails(index)) as thumbnails:
             assert thumbnails.get(str(folder / "red.png"), 16)
@@ -562,3 +562,22 @@ def test_a_journal_that_names_another_file_would_have_sqlite_delete_it(tmp_path:
     with contextlib.closing(sqlite3.connect(tmp_path / "some.db")) as database:
         assert database.execute("SELECT * FROM notes").fetchall() == []
     assert not victim.exists()
+
+
+@linux_only
+def test_an_index_with_a_backup_of_hard_links_is_searched_and_not_written(index: Index, folder: Path) -> None:
+    """As `cp -al` makes one: what is written to one name would be written to the other."""
+    before = told(index.folder)
+    index.close()
+    assert (index.folder / "index.db-shm").exists()
+    backup = index.folder.with_name("backup")
+    shutil.copytree(index.folder, backup, copy_function=os.link)
+    assert told(index.folder) == told(backup) == before
+    (folder / "red.png").unlink()
+    with Index(index.folder, encoder=ColourEncoder()) as linked, pytest.raises(IndexWriteError, match="cp -r"):
+        linked.add(folder)
+    copy = index.folder.with_name("copy")
+    shutil.copytree(index.folder, copy)
+    with Index(copy, encoder=ColourEncoder()) as written:
+        assert written.add(folder).removed == 1
+    assert told(backup) == before

@@ -69,7 +69,9 @@ def duplicates_command(
         click.echo(groups_table(groups, hyperlinks=terminal, width=width), color=terminal)
     spare = sum(len(group.copies) - 1 for group in groups)
     megabytes = sum(group.spare_bytes for group in groups) / 1e6
-    note(f"{len(groups):,} groups; {spare:,} spare pictures take {megabytes:,.1f} MB" if groups else "Nothing found.")
+    found = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
+    spares = "1 spare image takes" if spare == 1 else f"{spare:,} spare images take"
+    note(f"{found}; {spares} {megabytes:,.1f} MB" if groups else "Nothing found.")
 
 
 def _print_spares(paths: Sequence[str], *, nul: bool) -> None:

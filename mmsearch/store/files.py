@@ -51,14 +51,21 @@ def check_database(database: Path, *, is_written: bool) -> None:
     for suffix in ("", *BESIDE_DATABASE):
         path = f"{database}{suffix}"
         try:
-            # Readers write to the index of the log too
-            _check_plain(path, os.lstat(path), is_written=is_written or suffix == "-shm")
+            _check_plain(path, os.lstat(path), is_written=is_written)
             if suffix == "-journal" and _names_another(path):
                 raise OSError(errno.EINVAL, "names another file to delete", path)
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as error:
             raise refused(Path(path), error) from error
+
+
+def has_second_name(path: Path | str) -> bool:
+    """Whether a file has a hard link, as `cp -al` makes them; False where there is no file."""
+    try:
+        return os.lstat(path).st_nlink > 1
+    except OSError:
+        return False
 
 
 def refused(path: Path, error: OSError) -> IndexWriteError:
@@ -70,7 +77,8 @@ def refused(path: Path, error: OSError) -> IndexWriteError:
         )
     if error.errno == errno.EMLINK:
         return IndexWriteError(
-            f"{path} has a second name (a hard link), and writing would change that file too. Put a copy in its place."
+            f"{path} has a second name (a hard link, as `cp -al` makes), and writing would change that file too. Copy "
+            f"the folder with `cp -r` and put the copy in its place; {path.parent} can be searched as it is."
         )
     if error.errno == errno.EINVAL:
         return IndexWriteError(f"{path} {error.strerror}. Delete it if you did not put it there.")

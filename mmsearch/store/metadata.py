@@ -27,13 +27,14 @@ import numpy as np
 from mmsearch.errors import IndexLockedError, IndexTooNewError, IndexWriteError
 from mmsearch.store import schema
 from mmsearch.store.failures import disk_failures, sqlite_failures
-from mmsearch.store.files import check_database
+from mmsearch.store.files import check_database, has_second_name
 from mmsearch.store.lock import HOLDER, write_lock
 from mmsearch.store.reader import Reader
 from mmsearch.store.writer import Writer
 
 DATABASE = "index.db"
 LOG = "index.db-wal"
+LOG_INDEX = "index.db-shm"
 CHECKPOINT_S = 0.2  # how long a writer waits for readers at its end; a search takes less
 CHECKPOINTS_S = 1.0  # that checkpoints may take in a burst of writes
 CHECKPOINTS_SHARE = 0.05  # of the time, which they may take beyond that
@@ -199,10 +200,12 @@ class Store:
                 return connection
             connection.close()
         check_database(self.folder / DATABASE, is_written=False)
+        # Readers write to the index of the log too; where a hard link of it is in a backup, there is no writer either
+        is_linked = has_second_name(self.folder / LOG_INDEX)
         try:
-            connection = _opened(self.folder, "ro")
+            connection = _opened_still(self.folder) if is_linked else _opened(self.folder, "ro")
         except sqlite3.OperationalError:
-            if os.access(self.folder, os.W_OK):
+            if is_linked or os.access(self.folder, os.W_OK):
                 raise
             connection = _opened_still(self.folder)
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
