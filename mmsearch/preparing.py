@@ -23,7 +23,7 @@ import numpy as np
 from mmsearch import duplicates, media
 from mmsearch.embedding import fits
 from mmsearch.encoders.base import Encoder, FloatArray
-from mmsearch.errors import MediaError, UsageError
+from mmsearch.errors import MediaError, TrainingError, UsageError
 from mmsearch.hashing import hashed
 from mmsearch.plots import write as write_files
 from mmsearch.sources.pairs import Pair
@@ -168,6 +168,9 @@ def prepare(
                 left_out.append((pair.where, f"the picture {error}"))
         else:
             good.append(replace(pair, text=text))
+    if not good and left_out:
+        where, why = left_out[0]
+        raise TrainingError(f"No pair of a picture and a text can be used; the first: {where}: {why}.")
     gathered = gather(store, encoder, good, keep)
     left_out += [(row.table, row.reason) for row in gathered.skipped]
     alike = _alike(gathered, options.alike)

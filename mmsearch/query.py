@@ -278,9 +278,10 @@ def _longest_path(
     """The longest path of a picture that is there and begins where a term does: its weight, itself, and its end.
 
     ends: where terms may end. with_suffix: those behind a picture's suffix; what is not written as a path ends there.
-    Raises QueryError for what can only be the path of a picture that is not there.
+    Raises QueryError for what can only be the path of a picture that is not there, and for that of a folder.
     """
     longest: tuple[float, str, int] | None = None
+    folder: str | None = None
     missing: str | None = None
     written_as_path = any(_is_written_as_path(name + "x") for _, name in _readings(text[start:][:LONGEST_WEIGHT]))
     if not written_as_path:
@@ -295,10 +296,14 @@ def _longest_path(
             if (path := _picture_path(name)) is not None:
                 longest = weight, path, end
                 break
-            if missing is None and _is_missing(name):
+            if folder is None and _is_folder(name):
+                folder = name
+            elif missing is None and _is_missing(name):
                 missing = name
         if end < len(text) and not any(_may_go_on(name) for _, name in _readings(written)):
             break
+    if longest is None and folder is not None and missing is None:
+        raise QueryError(f"{folder} is a folder; name an image in it. Put it in double quotes to look for the words.")
     if longest is None and missing is not None:
         raise QueryError(f"{missing} is not there. Check the path; put it in double quotes to look for the words.")
     return longest
@@ -308,6 +313,11 @@ def _readings(written: str) -> list[tuple[float, str]]:
     """What a term may be as a path, with its weight: as it stands, without blanks around it, without its weight."""
     bare = dict.fromkeys((written, written.removesuffix("\n"), written.strip()))
     return [*((1.0, name) for name in bare), *(weighed for name in bare if (weighed := _weighed(name))[1] != name)]
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a name is written as a path, and is that of a folder."""
+    return "\0" not in name and _is_written_as_path(name) and os.path.isdir(os.path.expanduser(name))
 
 
 def _is_missing(name: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmsearch.errors import UsageError
+from mmsearch.errors import TrainingError, UsageError
 from mmsearch.index import Index
 from mmsearch.preparing import PrepareOptions, normalised, write
 from tests.colours import COLOURS, plain
@@ -204,3 +204,10 @@ def test_a_cut_version_stays_on_the_side_of_its_picture(tmp_path: Path) -> None:
         index.add_texts(["some text"])
         prepared = index.prepare_pairs(pairs, options=PrepareOptions(alike=0.9999))
     assert [tuple(Path(path).name for path in both) for both in prepared.alike] == [("a.png", "version.png")]
+
+
+def test_where_no_row_can_be_used_the_first_reason_is_said(index: Index, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('[{"path": "a.png", "caption": "a red square"}]\n')  # a whole list, as JSON and not JSON Lines
+    with pytest.raises(TrainingError, match=r"can be used; the first: pairs\.jsonl, row 1: is not a JSON object\.$"):
+        index.prepare_pairs(path)

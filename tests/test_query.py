@@ -131,6 +131,22 @@ def test_a_word_that_is_also_a_folder_is_a_word(home: Path) -> None:
     assert Query.parse("dog").terms == (Term(1.0, words="dog"),)
 
 
+@pytest.mark.parametrize("text", ["./dog", "./dog.jpg", "snow + ./dog", "0.5*./dog.jpg", "./dog - snow"])
+def test_a_folder_written_as_a_path_is_said_to_be_a_folder(home: Path, text: str) -> None:
+    Path("dog").mkdir()
+    Path("dog.jpg").mkdir()
+    with pytest.raises(QueryError, match=r"^\./dog(\.jpg)? is a folder; name an image in it\. Put it in double quotes"):
+        Query.parse(text)
+
+
+def test_an_image_whose_name_begins_like_that_of_a_folder_is_that_image(home: Path) -> None:
+    Path("dog").mkdir()
+    Path("dog - cat.jpg").touch()
+    assert Query.parse("./dog - cat.jpg").terms == (Term(1.0, picture="dog - cat.jpg"),)
+    with pytest.raises(QueryError, match=r"^\./dog - mat\.jpg is not there"):
+        Query.parse("./dog - mat.jpg")
+
+
 def test_a_picture_that_is_not_there_is_said_by_name() -> None:
     with pytest.raises(QueryError, match=r"\./no such dog\.jpg is not there"):
         Query.parse("beach + ./no such dog.jpg")

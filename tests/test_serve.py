@@ -574,3 +574,5 @@ def test_each_field_that_is_wrong_has_its_sentence(served: Served) -> None:
     assert answer["detail"].startswith("'k' is 1 at the least. 'kind' is")
     body = served.http.post("/api/encode", content=b"x", headers={"content-type": "application/json"}).json()
     assert body["detail"] == "The body is not JSON (line 1, column 1)."
+    body = served.http.post("/api/feedback", json={"query": 5, "like": []}).json()
+    assert body["detail"] == "'query' takes text."

@@ -267,8 +267,7 @@ def test_reading_a_fifo_does_not_wait(tmp_path: Path) -> None:
 
 
 def test_a_text_above_the_limit_is_refused_with_the_limit(tmp_path: Path) -> None:
-    with open(tmp_path / "a.txt", "wb") as file:
-        file.truncate((64 << 20) + 1)
+    (tmp_path / "a.txt").write_bytes(b"a" * ((64 << 20) + 1))
     with pytest.raises(SourceError, match="64 MB"):
         read_text(str(tmp_path / "a.txt"))
 

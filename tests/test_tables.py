@@ -197,6 +197,24 @@ def test_of_two_columns_of_one_name_the_first_is_read_and_that_is_said(tmp_path:
     assert isinstance(caption, Caption) and caption.text == "one" and isinstance(bad_row, BadRow)
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "is not JSON: Expecting property name enclosed in double quotes (character 2)"),
+        ('{"path": "a.jpg",, }', "is not JSON: Expecting property name enclosed in double quotes (character 18)"),
+        ("[" * 100_000, "is JSON that is nested too deeply"),
+        ('{"a":' * 100_000, "is JSON that is nested too deeply"),
+        (f'{{"text": {"9" * 5000}}}', "has a number of more than 4,300 digits"),
+        ("[]", "is not a JSON object"),
+    ],
+    ids=["cut short", "comma", "lists", "objects", "digits", "list"],
+)
+def test_what_is_wrong_with_a_line_of_json_is_said_in_plain_words(line: str, reason: str) -> None:
+    said, bad = read(f'{{"path": "a.jpg", "text": "a"}}\n{line}\n'.encode(), ".jsonl")
+    assert said == [("a.jpg", "a")]
+    assert [(row.row, row.reason) for row in bad] == [(2, reason)]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_a_table_without_rows_has_none(suffix: str) -> None:
     data = {".csv": b"path,text\n", ".tsv": b"path\ttext", ".jsonl": b"\n \n"}.get(suffix)

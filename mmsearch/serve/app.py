@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shlex
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -240,7 +241,8 @@ def _index_routes(app: FastAPI, service: Service) -> None:
         for folder in asked.folders:
             if not service.settings.may_index(folder):
                 raise ProblemError(
-                    "forbidden", f"{folder} may not be indexed from here. Start the server with --allow {folder}"
+                    "forbidden",
+                    f"{folder} may not be indexed from here. Start the server with --allow {shlex.quote(folder)}",
                 )
         return Escaped(_run(service.runs.start(asked.folders)), 202)
 

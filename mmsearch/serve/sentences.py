@@ -21,7 +21,7 @@ WRONG = {
     "extra_forbidden": "is not known here",
     "string_too_short": "is empty",
     "string_unicode": "is not UTF-8",
-    "finite_number": "takes a number that is not infinite",
+    "finite_number": "takes a finite number",
     "none_required": "is null or left out",
 }
 KINDS = {
@@ -41,13 +41,17 @@ def sentence(error: Mapping[str, Any]) -> str:
     kind, limits = error["type"], error.get("ctx") or {}
     if kind == "json_invalid":
         return _not_json(error["msg"])
-    location = [part for part in error["loc"] if part != "body"]
-    if location[:1] in (["query"], ["path"]):
-        location = location[1:]
+    location = _location(error["loc"])
     where = ".".join(map(str, location))
     subject = f"'{_short(where)}'" if where else "The body"
     field = next((part for part in reversed(location) if isinstance(part, str)), "")
     return f"{subject} {_what(kind, limits, field)}."
+
+
+def _location(parts: Sequence[Any]) -> Sequence[Any]:
+    """Where in the request, without the part of it; a field of a JSON body may be called `query` itself."""
+    is_part = parts[:1] == ("body",) or (len(parts) > 1 and parts[0] in ("query", "path"))
+    return parts[1:] if is_part else parts
 
 
 def sentences(errors: Sequence[Mapping[str, Any]]) -> list[str]:

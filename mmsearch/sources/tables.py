@@ -18,7 +18,7 @@ from itertools import chain
 from types import MappingProxyType
 from typing import IO, Any
 
-from mmsearch.errors import SourceError, in_a_line
+from mmsearch.errors import SourceError
 from mmsearch.facts import IMAGE_SUFFIXES
 from mmsearch.sources.folders import reason, suffix_of
 
@@ -459,9 +459,15 @@ def _json_rows(table: str, file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"is not JSON: {in_a_line(error)}"
+            row = json.loads(line.rstrip())
+        except json.JSONDecodeError as error:
+            yield number, f"is not JSON: {error.msg} (character {error.pos + 1})"
+            continue
+        except RecursionError:
+            yield number, "is JSON that is nested too deeply"
+            continue
+        except ValueError:  # json turns digits into a number of any length, and Python sets an end to that
+            yield number, "has a number of more than 4,300 digits"
             continue
         yield number, row if isinstance(row, dict) else "is not a JSON object"
 
