@@ -339,8 +339,9 @@ class Index:
     ) -> list[Hit]:
         """The k best hits, pictures and passages, best first; fewer only where fewer pass the filters.
 
-        query: words, "beach + ./dog.jpg - people", a path object, a PIL image, or a Query. A string may name pictures
-        on this machine; for strings from strangers use Query.words. The filters are those of mmsearch.search.Filters.
+        query: words, "beach + ./dog.jpg - people", a path object, the bytes of a file, a PIL image, an array (height,
+        width, 3) uint8, or a Query. A string may name pictures on this machine; for strings from strangers use
+        Query.words. after, before: also a date. The filters are those of mmsearch.search.Filters.
         rerank: let the model's fusion encoder read the first 50 pictures together with the words, and order them.
         Raises QueryError, MediaError, UsageError.
         """

@@ -77,6 +77,19 @@ def test_stdin_may_be_a_picture_or_words(indexed: Run) -> None:
     assert "chelsea" in indexed("search", "-", "--paths", "-k", "2", stdin=b"a tabby cat\n").stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse these names")
+@pytest.mark.parametrize("name", ["cat - Copy.jpg", "0.5*a + \n-b.jpg", os.fsdecode(b"- \xe9 ~.jpg"), '"x" + y.jpg'])
+def test_a_path_is_a_path_wherever_it_is_given(indexed: Run, home: Path, name: str) -> None:
+    os.link(PHOTOS / "pets" / "chelsea.jpg", home / name)
+    usual = indexed("search", str(PHOTOS / "pets" / "chelsea.jpg"), "--paths").stdout
+    for done in (
+        indexed("search", os.fsencode(name), "--paths"),
+        indexed("search", "-", "--paths", stdin=os.fsencode(name) + b"\n"),
+    ):
+        assert done.stdout == usual, done.stderr
+    assert indexed("match", os.fsencode(f"./{name}"), "a cat").stdout.startswith("0.9")
+
+
 def test_lookup_finds_captions(mmsearch: Run, home: Path) -> None:
     (home / "captions.csv").write_text(
         f"path,caption\n{PHOTOS}/pets/chelsea.jpg,a tabby cat\n{PHOTOS}/kitchen/morning.jpg,a cup of espresso\n"
