@@ -260,7 +260,9 @@ def test_an_index_of_an_older_version_gets_moments_by_its_next_write(
 ) -> None:
     every, query = items(), Workload(COUNT, DIM).text_queries(1)[0][0]
     with monkeypatch.context() as then:
-        then.setattr(schema, "STEPS", schema.STEPS[:3])
+        # Without moments; the writer of today needs what else is new
+        steps = tuple(step for step in schema.STEPS if step is not schema.keep_moments_and_checksums)
+        then.setattr(schema, "STEPS", steps)
         then.setattr(schema, "VERSION", 3)
         filled(tmp_path / "index", lambda store: put(store, every))
     with contextlib.closing(Store(tmp_path / "index")) as store:
