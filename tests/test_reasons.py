@@ -426,7 +426,7 @@ def test_the_bar_is_gone_when_the_result_is_printed(home: Path, where: str) -> N
     (home / "p" / "bad.jpg").write_bytes(b"bad")
     run = shlex.join([sys.executable, str(ROOT / "cli.py"), "index", "p", "-i", "./i", "--model", "lite"])
     tmux = ["tmux", "-S", str(home / "socket")]
-    subprocess.run([*tmux, "new", "-d", "-x", "120", "-y", "20", f"{run} {where}; echo END; sleep 60"], check=True)
+    subprocess.run([*tmux, "new", "-d", "-x", "250", "-y", "20", f"{run} {where}; echo END; sleep 60"], check=True)
     try:
         screen: list[str] = []
 
