@@ -347,8 +347,8 @@ def disk_of(size_bytes: int, folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def disk(folder: Path, first: int = DISK_STEP, step: int = DISK_STEP) -> list[tuple[str, ...]]:
-    """Index on disks of every size from the first on in steps, give each more room, and index again. Both in bytes."""
+def disk(folder: Path, step: int = DISK_STEP) -> list[tuple[str, ...]]:
+    """Index on disks of every size in steps of so many bytes, give each more room, and index again."""
     files = folder / "files"
     files.mkdir(parents=True)
     draw_files(files)
@@ -358,7 +358,7 @@ def disk(folder: Path, first: int = DISK_STEP, step: int = DISK_STEP) -> list[tu
     expected = Content.of(whole)
     seen: Counter[str] = Counter()
     losses = []
-    size = first
+    size = step
     while seen["had room"] < 3:  # until the disk is clearly large enough
         with disk_of(size, folder / "disk") as small:
             arguments = ["index", str(files), "--model", "lite", "-i", str(small / "index")]
@@ -385,7 +385,7 @@ def disk(folder: Path, first: int = DISK_STEP, step: int = DISK_STEP) -> list[tu
         size += step
     for loss in losses[:10]:
         print(f"    {loss}", file=sys.stderr)
-    steps = f"{seen.total()} sizes, {first // 1024} to {(size - step) // 1024} KB"
+    steps = f"{seen.total()} sizes, {step // 1024} to {(size - step) // 1024} KB"
     return [("disk full", steps, f"{seen['was full']} full", f"{len(losses)} lost")]
 
 
@@ -488,6 +488,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("test", choices=["kills", "disk", "sharing"])
     parser.add_argument("--count", type=int, default=1000, help="how many kills")
+    parser.add_argument("--step-kb", type=int, default=64, help="between two sizes of disk")
     parser.add_argument("--minutes", type=float, default=10.0, help="how long processes share an index")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -496,7 +497,7 @@ def main() -> None:
         if arguments.test == "kills":
             rows = kills(folder, arguments.count, arguments.seed)
         elif arguments.test == "disk":
-            rows = disk(folder)
+            rows = disk(folder, arguments.step_kb * 1024)
         else:
             rows = sharing(folder, arguments.minutes)
     for row in rows:

@@ -1,37 +1,34 @@
-"""Small runs of the commands in benchmarks/endurance.py; docs/tested.md has the large ones."""
+"""Small runs of benchmarks/endurance.py; docs/tested.md has the figures of the large ones."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.endurance import DISK_STEP, Content, disk, kills, sharing
+from benchmarks.endurance import Content
 from mmsearch import Index
+from tests.conftest import ROOT
 from tests.indexes.make import GridEncoder
 
 is_root = sys.platform == "linux" and os.geteuid() == 0
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_kills_lose_nothing(tmp_path: Path) -> None:
-    rows = kills(tmp_path, 36, seed=1)
-    assert len(rows) == 12
-    assert [row for row in rows if row[-1] != "0 lost"] == []
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not is_root, reason="needs root, to mount small disks")
-def test_full_disks_lose_nothing(tmp_path: Path) -> None:
-    (row,) = disk(tmp_path, first=5 * DISK_STEP, step=9 * DISK_STEP)
-    assert row[-1] == "0 lost"
-
-
-@pytest.mark.slow
-def test_writers_and_readers_share_an_index(tmp_path: Path) -> None:
-    (row,) = sharing(tmp_path, minutes=0.2, writers=2, readers=3)
-    assert row[-1] == "0 lost"
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param("kills --count 24", marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")),
+        pytest.param("disk --step-kb 640", marks=pytest.mark.skipif(not is_root, reason="needs root, to mount disks")),
+        "sharing --minutes 0.2",
+    ],
+)
+def test_nothing_is_lost(arguments: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.endurance", *arguments.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 lost" in done.stdout
 
 
 def test_a_lost_item_is_seen(tmp_path: Path) -> None:

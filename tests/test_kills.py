@@ -22,7 +22,7 @@ from tests.colours import COLOURS, swatch
 from tests.conftest import ROOT, as_from_a_terminal
 from tests.test_robust import small_disk
 
-KILLS = 60
+KILLS = 12  # benchmarks/endurance.py makes many
 SCRIPT = """
 import sys
 from mmsearch.errors import Error
@@ -165,7 +165,7 @@ def test_an_index_whose_disk_was_full_at_many_moments_is_one_that_never_was(tmp_
     wanted = holds(tmp_path / "never")
     with small_disk(tmp_path / "disk", "320k") as disk:
         full = 0
-        for kilobytes in range(320, 20_000, 64):
+        for kilobytes in range(320, 20_000, 320):
             subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", disk], check=True)
             done = subprocess.run(command(disk / "index", photos), cwd=ROOT, capture_output=True, text=True, timeout=60)
             if done.returncode == 0:

@@ -165,21 +165,18 @@ def test_a_damaged_index_answers_or_is_said_to_be_damaged(tmp_path: Path, made: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(3))
 @pytest.mark.parametrize("how", CHANGES)
-def test_many_damaged_indexes_answer_in_time_or_are_said_to_be_damaged(
-    tmp_path: Path, made: Path, how: str, part: int
-) -> None:
+def test_many_damaged_indexes_answer_in_time_or_are_said_to_be_damaged(tmp_path: Path, made: Path, how: str) -> None:
     script = (
         "import sys; from pathlib import Path; from tests import test_soundness as tests\n"
         "made, how, first, into = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])\n"
-        "for seed in range(first, first + 20):\n"
+        "for seed in range(first, first + 8):\n"
         "    for name, act in (tests.QUICK | tests.LONG).items():\n"
         "        print(name, how, seed, flush=True)\n"
         "        tests.ask(made, how, seed, {name: act}, into)"
     )
     run = subprocess.Popen(
-        [sys.executable, "-c", script, str(made), how, str(1000 + 20 * part), str(tmp_path / "copy")],
+        [sys.executable, "-c", script, str(made), how, "1000", str(tmp_path / "copy")],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
