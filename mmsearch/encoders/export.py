@@ -5,7 +5,6 @@ image tower begins with plain pixels and their normalisation, both end where the
 linear layer, and at the vector if it is not. What was converted is compared with torch before it is kept.
 """
 
-import datetime
 import difflib
 import hashlib
 import json
@@ -14,7 +13,6 @@ import pickle
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +35,7 @@ from mmsearch.encoders.conversion import convert, sample_pixels
 from mmsearch.encoders.manifest import Clean, HeadSpec, TextSpec
 from mmsearch.encoders.openclip import HF_DIR, OUT_OF_REACH, Progress
 from mmsearch.encoders.preprocess import PixelSpec
-from mmsearch.encoders.writing import write_bundle
+from mmsearch.encoders.writing import conversion_card, write_bundle
 from mmsearch.errors import ModelError
 
 AGREEMENT = 0.999  # cosine between torch and the bundle, the least of all rows
@@ -120,7 +118,17 @@ def write_model(
         tokenizer_json=tokenizer_json,
         image_head=image_head,
         text_head=text_head,
-        card=_card(name, licence, expected_images.shape[1], pixels, text) + about,
+        card=conversion_card(
+            name,
+            "An open_clip model",
+            "open_clip",
+            ("open_clip_torch", "torch", "timm", "onnx", "onnxruntime"),
+            licence=licence,
+            dim=expected_images.shape[1],
+            pixels=pixels,
+            text=text,
+        )
+        + about,
         fingerprint=fingerprint,
         check=check,
     )
@@ -509,25 +517,6 @@ def _between(first: str, first_id: int, last: str, last_id: int) -> dict[str, An
 def _least_cosine(rows: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
     """Of unit rows with rows of any length."""
     return float(((rows * expected).sum(axis=1) / np.linalg.norm(expected, axis=1)).min())
-
-
-def _card(name: str, licence: str | None, dim: int, pixels: PixelSpec, text: TextSpec) -> str:
-    made = datetime.datetime.now(datetime.UTC).date()
-    packages = ("open_clip_torch", "torch", "timm", "onnx", "onnxruntime")
-    length = "exactly" if text.fixed_length else "at most"
-    return f"""# {name}
-
-An open_clip model, converted by mmsearch to run on ONNX Runtime. Its vectors agree with open_clip's own.
-
-| | |
-| --- | --- |
-| source | `{name}` |
-| licence | {licence or "not known to mmsearch; see where the model comes from"} |
-| vectors | {dim} numbers, length 1 |
-| pictures | {pixels.width} x {pixels.height}, {pixels.resize}, {pixels.interpolation} |
-| texts | {length} {text.max_tokens} tokens |
-| made | {made}, with {", ".join(f"{package} {version(package)}" for package in packages)} |
-"""
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ CLIP, SigLIP and AltCLIP are read: each has two towers and ends in vectors that 
 converted is compared with transformers' own answers before it is kept. Nothing of the folder is unpickled or run.
 """
 
-import datetime
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from mmsearch.encoders.bundle import Bundle
 from mmsearch.encoders.conversion import convert, sample_pixels
 from mmsearch.encoders.manifest import HeadSpec, TextSpec
 from mmsearch.encoders.preprocess import PixelSpec
-from mmsearch.encoders.writing import write_bundle
+from mmsearch.encoders.writing import conversion_card, write_bundle
 from mmsearch.errors import ModelError, in_a_line
 
 AGREEMENT = 0.999  # cosine between transformers and the bundle, the least of all rows
@@ -127,7 +125,16 @@ def export_bundle(name: str, folder: Path, target: str, licence: str | None, pro
         tokenizer_json=tokenizer_json,
         image_head=heads["image"],
         text_head=heads["text"],
-        card=_card(name, licence, dim, pixels, text),
+        card=conversion_card(
+            name,
+            "A model that transformers saved",
+            "transformers",
+            ("transformers", "torch", "onnxruntime"),
+            licence=licence,
+            dim=dim,
+            pixels=pixels,
+            text=text,
+        ),
         fingerprint=fingerprint.hexdigest(),
         check=check,
     )
@@ -237,21 +244,3 @@ def pixels_of(folder: Path, kind: str, size: int) -> tuple[list[float], list[flo
     if (height, width) != (size, size):
         raise ModelError(f"{path} says {width} x {height} pixels where the model reads {size} x {size}.")
     return mean, deviation, PixelSpec(width, height, "shortest" if crops else "squash", interpolation)  # type: ignore[arg-type]
-
-
-def _card(name: str, licence: str | None, dim: int, pixels: PixelSpec, text: TextSpec) -> str:
-    made = datetime.datetime.now(datetime.UTC).date()
-    packages = ", ".join(f"{package} {version(package)}" for package in ("transformers", "torch", "onnxruntime"))
-    return f"""# {name}
-
-A model that transformers saved, converted by mmsearch to run on ONNX Runtime. Its vectors agree with transformers' own.
-
-| | |
-| --- | --- |
-| source | `{name}` |
-| licence | {licence or "not known to mmsearch; see where the model comes from"} |
-| vectors | {dim} numbers, length 1 |
-| pictures | {pixels.width} x {pixels.height}, {pixels.resize}, {pixels.interpolation} |
-| texts | {"exactly" if text.fixed_length else "at most"} {text.max_tokens} tokens |
-| made | {made}, with {packages} |
-"""

@@ -1,14 +1,16 @@
 """Writing a bundle: whole or not at all, whoever else writes the same one, and whatever stood there before."""
 
+import datetime
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,31 @@ def _write_heads(path: Path, heads: Mapping[Tower, HeadSpec]) -> None:
 
     tensors = {f"{tower}.{name}": tensor for tower, head in heads.items() for name, tensor in head.tensors.items()}
     path.write_bytes(save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}))
+
+
+def conversion_card(
+    name: str,
+    origin: str,
+    library: str,
+    packages: Sequence[str],
+    *,
+    licence: str | None,
+    dim: int,
+    pixels: PixelSpec,
+    text: TextSpec,
+) -> str:
+    """The card of a model that another library saved; origin: what it is, as a sentence begins."""
+    made = datetime.datetime.now(datetime.UTC).date()
+    return f"""# {name}
+
+{origin}, converted by mmsearch to run on ONNX Runtime. Its vectors agree with {library}'s own.
+
+| | |
+| --- | --- |
+| source | `{name}` |
+| licence | {licence or "not known to mmsearch; see where the model comes from"} |
+| vectors | {dim} numbers, length 1 |
+| pictures | {pixels.width} x {pixels.height}, {pixels.resize}, {pixels.interpolation} |
+| texts | {"exactly" if text.fixed_length else "at most"} {text.max_tokens} tokens |
+| made | {made}, with {", ".join(f"{package} {version(package)}" for package in packages)} |
+"""
