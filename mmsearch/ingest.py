@@ -6,6 +6,7 @@ there is to do stands in planning.py: what a file's size and time say is unchang
 content of a known one takes over its vector.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,9 +98,7 @@ class _Run:
         plan = make_plan(self._writer, sources, self._options, self._report, asked=bool(asked))
         self._known = plan.known
         if not self._options.dry_run:
-            with self._writer.transaction():  # before anything is read: a run without a path goes on with it
-                for source in plan.there:
-                    self._writer.put_root(source.path, source.options, updated=False)
+            self._remember_roots(plan)
             self._carry_out(plan)
             with self._writer.transaction():
                 for source in plan.there:
@@ -123,6 +122,15 @@ class _Run:
                 self._writer.remove_files([row.id for row in rows])
                 self._writer.forget_roots_below(source.path)
         return True
+
+    def _remember_roots(self, plan: Plan) -> None:
+        """Before anything is read, so that a run without a path goes on with one that was cut off."""
+        known = {root.path: json.dumps(root.options) for root in self._writer.roots()}
+        new = [source for source in plan.there if known.get(source.path) != json.dumps(source.options)]
+        if new:
+            with self._writer.transaction():
+                for source in new:
+                    self._writer.put_root(source.path, source.options, updated=False)
 
     def _forget_moved_roots(self, plan: Plan) -> None:
         """Forget sources that are not there any more and whose last files were found elsewhere."""
@@ -168,9 +176,10 @@ class _Run:
         for gone in _chunks(list(plan.gone), FILES_AT_ONCE):
             with self._writer.transaction():
                 self._writer.remove_files(gone)
-        with self._writer.transaction():
-            for table in plan.tables:  # a run that is cut off before its captions are written leaves it to the next
-                self._writer.put_file(replace(self._table_file(table), modified_ns=None))
+        if plan.tables:
+            with self._writer.transaction():  # a run that is cut off before it writes their captions leaves them stale
+                for table in plan.tables:
+                    self._writer.put_file(replace(self._table_file(table), modified_ns=None))
         pictures = [file for file in plan.fresh if file.kind == "image"]
         texts = [file for file in plan.fresh if file.kind == "text"]
         self._total = len(pictures) + len(texts)
