@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmsearch.encoders.bundle import Bundle
 from mmsearch.encoders.conversion import convert, sample_pixels
 from mmsearch.encoders.manifest import HeadSpec, TextSpec
-from mmsearch.encoders.preprocess import PixelSpec
+from mmsearch.encoders.preprocess import Interpolation, PixelSpec
 from mmsearch.encoders.writing import conversion_card, write_bundle
 from mmsearch.errors import ModelError, in_a_line
 
@@ -238,9 +238,9 @@ def pixels_of(folder: Path, kind: str, size: int) -> tuple[list[float], list[flo
         asked = says.get("crop_size" if crops else "size", size)
         sides = asked if isinstance(asked, Mapping) else {"height": asked, "width": asked}
         height, width = (int(sides.get(each) or sides.get("shortest_edge") or size) for each in ("height", "width"))
-        interpolation = "bilinear" if says.get("resample", 3) == _BILINEAR else "bicubic"
+        interpolation: Interpolation = "bilinear" if says.get("resample", 3) == _BILINEAR else "bicubic"
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} cannot be understood: {in_a_line(error)}.") from error
     if (height, width) != (size, size):
         raise ModelError(f"{path} says {width} x {height} pixels where the model reads {size} x {size}.")
-    return mean, deviation, PixelSpec(width, height, "shortest" if crops else "squash", interpolation)  # type: ignore[arg-type]
+    return mean, deviation, PixelSpec(width, height, "shortest" if crops else "squash", interpolation)
