@@ -500,26 +500,40 @@ def _loaded(
     try:
         image.load()
     except OSError as error:
-        if getattr(image, "tag_v2", {}).get(259) == 50001:
-            raise MediaError("is a TIFF compressed with WebP, which Pillow was built without") from error
-        parts = containers.j2k_with_part_counts(stream) if format_ == "JPEG2000" else None
-        if parts is None and "truncated" not in str(error):
+        mended = _mended(image, format_, error, stream, halvings, wanted, max_bytes)
+        if mended is None:
             raise
-        if parts is not None:
-            mended = _open(parts, format_)
-            _halve(mended, halvings)
-            mended.load()
-            return mended
-        whole = None
-        if format_ == "JPEG":
-            whole = _jpeg_without_end(image, wanted, stream, max_bytes)
-        elif image.tile and image.tile[0].codec_name in ("raw", bitmaps.DECODER):
-            whole = _open(containers.with_tail(stream, bytes(int(file_bytes * LOST_SHARE))), format_)
-            whole.load()
-        if whole is None:
-            raise
-        return whole
+        return mended
     return image
+
+
+def _mended(
+    image: ImageFile.ImageFile,
+    format_: str,
+    error: OSError,
+    stream: IO[bytes],
+    halvings: int,
+    wanted: tuple[int, int] | None,
+    max_bytes: int | None,
+) -> Image.Image | None:
+    """The pixels of a file that lacks its end, or has wrong counts of tile parts; None where they cannot be had."""
+    if getattr(image, "tag_v2", {}).get(259) == 50001:
+        raise MediaError("is a TIFF compressed with WebP, which Pillow was built without") from error
+    if format_ == "JPEG2000" and (parts := containers.j2k_with_part_counts(stream)) is not None:
+        counted = _open(parts, format_)
+        _halve(counted, halvings)
+        counted.load()
+        return counted
+    if "truncated" not in str(error):
+        return None
+    if format_ == "JPEG":
+        return _jpeg_without_end(image, wanted, stream, max_bytes)
+    if image.tile and image.tile[0].codec_name in ("raw", bitmaps.DECODER):
+        tail = bytes(int(containers.size_of(stream) * LOST_SHARE))
+        whole = _open(containers.with_tail(stream, tail), format_)
+        whole.load()
+        return whole
+    return None
 
 
 def _check_memory(n_bytes: int, max_bytes: int | None) -> None:
